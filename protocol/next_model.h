@@ -1,0 +1,53 @@
+/*
+ * The server optimizer: from the sum of the sites' updates to the next global model.
+ *
+ * The aggregator computes it and every node recomputes it bit for bit: plain C, float32, elementwise, no contraction,
+ * no library function whose result may differ between machines. A model that does not follow from the sum is refused.
+ *
+ *   FedAvg    params' = params + lr * average                        momentum' = momentum
+ *   FedAvgM   momentum' = beta * momentum + average,  params' = params + lr * momentum'
+ *
+ * Model hash = SHA-256("consilium/model/v1" || base file hash || u32 length, LoRA configuration || frozen A hash ||
+ * u64 words || params || momentum), floats little-endian. Thread-safe, allocates nothing.
+ */
+#ifndef PROTOCOL_NEXT_MODEL_H
+#define PROTOCOL_NEXT_MODEL_H
+
+#include "base/error.h"
+#include "base/span.h"
+
+enum server_optimizer_kind { SERVER_FEDAVG = 1, SERVER_FEDAVGM = 2 };
+
+struct server_optimizer {
+    enum server_optimizer_kind kind;
+    float lr;       /* > 0 */
+    float momentum; /* [0, 1), FedAvgM only, else 0 */
+};
+
+/* What a model is besides its state. */
+struct model_basis {
+    uint8_t base_hash[32];   /* SHA-256 of the base model's file */
+    struct span lora_config; /* canonical encoding, model/lora's; borrowed */
+    uint8_t frozen_hash[32]; /* of the frozen factors A; zeros when nothing is frozen */
+};
+
+/* A model state: both arrays (words), borrowed. */
+struct model_state {
+    const float *params;
+    const float *momentum;
+    size_t words;
+};
+
+void model_state_hash(const struct model_basis *basis, struct model_state state, uint8_t ret_hash[32]);
+
+/* average, next_params, next_momentum: (words). The outputs may alias the state's arrays (elementwise).
+ * ERR_INTEGRITY when a result is not finite; the outputs are then to be thrown away. */
+int MUST_USE next_model_step(const struct server_optimizer *optimizer, struct model_state state, const float *average,
+                             float *next_params, float *next_momentum, struct error *err);
+
+/* The same from the ring sum: averages over the survivors and steps. */
+int MUST_USE next_model_from_sum(const struct server_optimizer *optimizer, struct model_state state,
+                                 const uint32_t *sum, uint32_t survivors, unsigned grid_bits, float *next_params,
+                                 float *next_momentum, struct error *err);
+
+#endif
