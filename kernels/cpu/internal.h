@@ -1,0 +1,82 @@
+/* What the files of kernels/cpu share: decoding ranges of a row, half-precision, pieces of scratch. Private. */
+#ifndef KERNELS_CPU_INTERNAL_H
+#define KERNELS_CPU_INTERNAL_H
+
+#include "kernels/kernels.h"
+
+#include <string.h>
+
+/* Depth (k) of a packed panel: a deeper product is summed panel by panel, always at these multiples. */
+#define GEMM_DEPTH 2048
+/* Columns of the result that one work item computes, and of weights packed at once. */
+#define GEMM_COLUMNS 64
+/* Columns of a row decoded at once while packing. */
+#define GEMM_TILE 256
+/* Query rows of one attention block; blocks start at the segment, so a row's sums do not depend on its batchmates. */
+#define ATTENTION_ROWS 48
+
+static inline float float_from_bits(uint32_t bits)
+{
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+static inline float bfloat_to_float(const uint8_t *p)
+{
+    return float_from_bits((uint32_t)p[0] << 16 | (uint32_t)p[1] << 24);
+}
+
+/* IEEE binary16, little-endian bytes. Exact, denormals included. */
+static inline float half_to_float(const uint8_t *p)
+{
+    uint32_t h = (uint32_t)p[0] | (uint32_t)p[1] << 8, sign = (h & 0x8000) << 16, magnitude = h & 0x7fff;
+    if (magnitude >= 0x7c00) /* infinity, NaN */
+        return float_from_bits(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
+    if (magnitude >= 0x400)
+        return float_from_bits(sign | ((magnitude << 13) + ((127 - 15) << 23)));
+    float f = (float)magnitude * 0x1p-24f;
+    return sign ? -f : f;
+}
+
+/* Values [first, first + n) of a row; quantised types need multiples of 32. */
+void tensor_dequantise_range(enum tensor_type type, const void *row, size_t first, size_t n, float *out);
+/* Run `run` of 32 values of a quantised row. */
+void decode_run32(enum tensor_type type, const uint8_t *row, size_t run, float *out);
+
+static inline const uint8_t *tensor_row(const struct tensor *w, int32_t row)
+{
+    size_t bytes = (size_t)w->in / tensor_type_block(w->type) * tensor_type_block_bytes(w->type);
+    return (const uint8_t *)w->data + bytes * (size_t)row;
+}
+
+static inline size_t align64(size_t bytes)
+{
+    return (bytes + 63) & ~(size_t)63;
+}
+
+/* The next `bytes` of a scratch block, 64-byte aligned; asserts that they are there. */
+static inline void *scratch_take(uint8_t **next, const uint8_t *end, size_t bytes)
+{
+    uint8_t *piece = *next;
+    assert(align64(bytes) <= (size_t)(end - piece));
+    (void)end;
+    *next = piece + align64(bytes);
+    return piece;
+}
+
+/* Bytes of one thread's packing buffers for products as deep as k (internal to the linear scratch). */
+size_t gemm_thread_bytes(int32_t k);
+/* Label rows whose logits are held at once. */
+int32_t head_chunk_rows(int32_t label_rows, int32_t vocabulary);
+
+/* Shared by every table. */
+void clip_accumulate(size_t n, const float *g, const struct clip_params *params, int64_t *sum,
+                     struct clip_result *ret_result);
+
+extern const struct kernel_ops kernel_ops_scalar;
+extern const struct kernel_ops kernel_ops_avx2;
+extern const struct kernel_ops kernel_ops_avx512;
+extern const struct kernel_ops kernel_ops_avx512_bf16;
+
+#endif

@@ -1,0 +1,323 @@
+/*
+ * The SIMD sources are written once against this header and compiled once per instruction set; ISA(name) gives each
+ * copy its own name. A vec holds VL floats; a mask covers the first n of them. No inline function of another header
+ * may be emitted out of line from these objects in a form that needs their instructions: everything here is static.
+ */
+#ifndef KERNELS_CPU_SIMD_H
+#define KERNELS_CPU_SIMD_H
+
+#include "kernels/cpu/internal.h"
+
+#include <immintrin.h>
+#include <math.h>
+
+#define ISA_JOIN2(name, suffix) name##_##suffix
+#define ISA_JOIN(name, suffix) ISA_JOIN2(name, suffix)
+#define ISA(name) ISA_JOIN(name, KERNEL_SUFFIX)
+
+#define INLINE static inline __attribute__((always_inline))
+
+#ifdef __AVX512F__
+#define VL 16
+#define GEMM_VECS 4 /* a micro-panel is GEMM_VECS vectors wide: 6 × 4 accumulators of 32 registers */
+typedef __m512 vec;
+typedef __mmask16 vmask;
+INLINE vec vec_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+INLINE vec vec_set(float x)
+{
+    return _mm512_set1_ps(x);
+}
+INLINE vec vec_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+INLINE void vec_store(float *p, vec x)
+{
+    _mm512_storeu_ps(p, x);
+}
+INLINE vmask vec_mask(int n)
+{
+    return (vmask)(n >= 16 ? 0xffff : (1u << n) - 1);
+}
+INLINE vec vec_load_mask(const float *p, vmask m)
+{
+    return _mm512_maskz_loadu_ps(m, p);
+}
+INLINE void vec_store_mask(float *p, vec x, vmask m)
+{
+    _mm512_mask_storeu_ps(p, m, x);
+}
+INLINE vec vec_add(vec a, vec b)
+{
+    return _mm512_add_ps(a, b);
+}
+INLINE vec vec_sub(vec a, vec b)
+{
+    return _mm512_sub_ps(a, b);
+}
+INLINE vec vec_mul(vec a, vec b)
+{
+    return _mm512_mul_ps(a, b);
+}
+INLINE vec vec_div(vec a, vec b)
+{
+    return _mm512_div_ps(a, b);
+}
+INLINE vec vec_fma(vec a, vec b, vec c) /* a·b + c */
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+INLINE vec vec_max(vec a, vec b)
+{
+    return _mm512_max_ps(a, b);
+}
+INLINE vec vec_min(vec a, vec b)
+{
+    return _mm512_min_ps(a, b);
+}
+INLINE vec vec_round(vec a)
+{
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+INLINE vec vec_exp2_int(vec n) /* 2^n for whole n in −126..127 */
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+}
+INLINE vec vec_keep(vec x, vmask m, float other)
+{
+    return _mm512_mask_blend_ps(m, _mm512_set1_ps(other), x);
+}
+INLINE float vec_sum(vec x)
+{
+    return _mm512_reduce_add_ps(x);
+}
+INLINE float vec_top(vec x)
+{
+    return _mm512_reduce_max_ps(x);
+}
+/* 16 unsigned or signed bytes to floats. */
+INLINE void vec_from_u8(__m128i bytes, vec out[1])
+{
+    out[0] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+}
+INLINE void vec_from_s8(__m128i bytes, vec out[1])
+{
+    out[0] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+#else
+#define VL 8
+#define GEMM_VECS 2
+typedef __m256 vec;
+typedef __m256i vmask;
+INLINE vec vec_zero(void)
+{
+    return _mm256_setzero_ps();
+}
+INLINE vec vec_set(float x)
+{
+    return _mm256_set1_ps(x);
+}
+INLINE vec vec_load(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+INLINE void vec_store(float *p, vec x)
+{
+    _mm256_storeu_ps(p, x);
+}
+INLINE vmask vec_mask(int n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+INLINE vec vec_load_mask(const float *p, vmask m)
+{
+    return _mm256_maskload_ps(p, m);
+}
+INLINE void vec_store_mask(float *p, vec x, vmask m)
+{
+    _mm256_maskstore_ps(p, m, x);
+}
+INLINE vec vec_add(vec a, vec b)
+{
+    return _mm256_add_ps(a, b);
+}
+INLINE vec vec_sub(vec a, vec b)
+{
+    return _mm256_sub_ps(a, b);
+}
+INLINE vec vec_mul(vec a, vec b)
+{
+    return _mm256_mul_ps(a, b);
+}
+INLINE vec vec_div(vec a, vec b)
+{
+    return _mm256_div_ps(a, b);
+}
+INLINE vec vec_fma(vec a, vec b, vec c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+INLINE vec vec_max(vec a, vec b)
+{
+    return _mm256_max_ps(a, b);
+}
+INLINE vec vec_min(vec a, vec b)
+{
+    return _mm256_min_ps(a, b);
+}
+INLINE vec vec_round(vec a)
+{
+    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+INLINE vec vec_exp2_int(vec n)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+INLINE vec vec_keep(vec x, vmask m, float other)
+{
+    return _mm256_blendv_ps(_mm256_set1_ps(other), x, _mm256_castsi256_ps(m));
+}
+INLINE float vec_sum(vec x)
+{
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+INLINE float vec_top(vec x)
+{
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+INLINE void vec_from_u8(__m128i bytes, vec out[2])
+{
+    out[0] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+    out[1] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)));
+}
+INLINE void vec_from_s8(__m128i bytes, vec out[2])
+{
+    out[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    out[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)));
+}
+#endif
+
+#define VECS16 (16 / VL) /* vectors that hold 16 floats */
+#define GEMM_ROWS 6
+#define GEMM_NR (GEMM_VECS * VL)
+
+/* e^x within 2 units in the last place; saturates below −87 (to about 1e-38) and above 88, keeps a NaN. Range
+ * reduction by ln 2 in two parts, then the Taylor polynomial of degree 7 on |r| ≤ ln(2)/2 (error 2e-8 relative to it
+ * at the ends of that range). */
+INLINE vec vec_exp(vec x)
+{
+    x = vec_max(vec_set(-87.0f), vec_min(vec_set(88.0f), x)); /* the second operand is what a NaN gives */
+    vec n = vec_round(vec_mul(x, vec_set(1.44269504088896341f)));
+    vec r = vec_fma(n, vec_set(-0.693359375f), x);
+    r = vec_fma(n, vec_set(2.12194440e-4f), r);
+    vec p = vec_set(1.0f / 5040);
+    p = vec_fma(p, r, vec_set(1.0f / 720));
+    p = vec_fma(p, r, vec_set(1.0f / 120));
+    p = vec_fma(p, r, vec_set(1.0f / 24));
+    p = vec_fma(p, r, vec_set(1.0f / 6));
+    p = vec_fma(p, r, vec_set(0.5f));
+    p = vec_fma(p, r, vec_set(1.0f));
+    p = vec_fma(p, r, vec_set(1.0f));
+    return vec_mul(p, vec_exp2_int(n));
+}
+
+/*
+ * One product C (m, n) = alpha·A·B + bias (+ C). A(i, k) is a[i·a_row + k·a_k]. B comes from w, packed per call
+ * (transposed: B = Wᵀ, so n = out, k = in; else n = in, k = out), or, if w is NULL, from b with rows ldb apart.
+ * Each C(i, j) is the sum over k in order, fused, from zero, at most GEMM_DEPTH deep, then added: nothing about the
+ * other rows or the partition enters. a16, if not NULL, is scratch for A in bfloat16 and selects that product.
+ */
+struct gemm {
+    int32_t m, n, k;
+    const float *a;
+    ptrdiff_t a_row, a_k;
+    const struct tensor *w;
+    bool transposed;
+    const float *b;
+    ptrdiff_t ldb;
+    float alpha;
+    const float *bias; /* (n) or NULL */
+    bool accumulate;
+    float *c;
+    ptrdiff_t ldc;
+    bool bf16;
+};
+
+void ISA(gemm)(const struct kernel_run *run, const struct gemm *g);
+
+/* One thread, one panel: C (m, columns ≤ GEMM_NR) (+)= alpha·A·B with B at b, rows ldb apart, and bias if not NULL. */
+struct gemm_panel {
+    int32_t m, k, columns;
+    const float *a;
+    ptrdiff_t a_row, a_k;
+    const float *b;
+    ptrdiff_t ldb;
+    float alpha;
+    const float *bias;
+    bool accumulate;
+    float *c;
+    ptrdiff_t ldc;
+};
+void ISA(gemm_panel)(const struct gemm_panel *g);
+
+/* Writes rows [0, rows) of src (row j at src + j·stride, k values each) transposed: panel (k, GEMM_NR), rows beyond
+ * `rows` zero. panel has room for k rounded up to VL. */
+void ISA(pack_transposed)(const float *src, ptrdiff_t stride, int32_t rows, int32_t k, float *panel);
+
+void ISA(dequantise)(enum tensor_type type, const uint8_t *row, size_t first, size_t n, float *out);
+
+/* The operations of this instruction set, for table.c. */
+void ISA(linear_forward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *bias,
+                         const float *x, float *y, bool accumulate);
+void ISA(linear_backward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *dy, float *dx,
+                          bool accumulate);
+void ISA(linear_decode)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *bias,
+                        const float *x, float *y);
+void ISA(lora_down)(const struct kernel_run *run, int32_t m, int32_t in, int32_t r, const float *a, const float *x,
+                    float *h);
+void ISA(lora_up)(const struct kernel_run *run, int32_t m, int32_t out, int32_t r, float s, const float *b,
+                  const float *h, int32_t h_stride, float *y);
+void ISA(lora_up_backward)(const struct kernel_run *run, int32_t m, int32_t out, int32_t r, float s, const float *b,
+                           const float *dy, float *dh, int32_t dh_stride);
+void ISA(lora_down_backward)(const struct kernel_run *run, int32_t m, int32_t in, int32_t r, const float *a,
+                             const float *dh, float *dx);
+void ISA(lora_grad_b)(const struct kernel_run *run, int32_t t0, int32_t t1, int32_t out, int32_t r, float s,
+                      const float *dy, const float *h, int32_t h_stride, float *gb);
+void ISA(lora_grad_a)(const struct kernel_run *run, int32_t t0, int32_t t1, int32_t in, int32_t r, const float *dh,
+                      int32_t dh_stride, const float *x, float *ga);
+void ISA(rmsnorm_forward)(const struct kernel_run *run, int32_t m, int32_t n, float eps, const float *gain, float *x,
+                          const float *add, float *y, float *rstd);
+void ISA(rmsnorm_backward)(const struct kernel_run *run, int32_t m, int32_t n, const float *gain, const float *x,
+                           const float *rstd, const float *dy, float *dx, bool accumulate);
+void ISA(rope)(const struct kernel_run *run, int32_t m, int32_t heads, int32_t head_size, int32_t rotated,
+               enum rope_order order, bool inverse, const float *table, const int32_t *positions, float *x);
+void ISA(gated_forward)(const struct kernel_run *run, int32_t m, int32_t n, enum gate_kind kind, const float *gate,
+                        const float *up, int32_t gate_stride, float *out);
+void ISA(gated_backward)(const struct kernel_run *run, int32_t m, int32_t n, enum gate_kind kind, float *gate,
+                         float *up, int32_t gate_stride, const float *dout);
+void ISA(embed)(const struct kernel_run *run, int32_t m, const struct tensor *w, const int32_t *ids, float scale,
+                float *y);
+void ISA(add)(const struct kernel_run *run, size_t n, const float *b, float *a);
+void ISA(attention_forward)(const struct kernel_run *run, const struct attention_shape *shape,
+                            const struct segments *segments, const float *q, const float *k, const float *v, float *o,
+                            float *lse);
+void ISA(attention_backward)(const struct kernel_run *run, const struct attention_shape *shape,
+                             const struct segments *segments, const float *q, const float *k, const float *v,
+                             const float *o, const float *lse, const float *do_, float *dq, float *dk, float *dv);
+void ISA(attention_decode)(const struct kernel_run *run, const struct attention_shape *shape, int32_t rows,
+                           int32_t length, const float *q, const float *k, const float *v, int32_t kv_stride, float *o);
+void ISA(cross_entropy)(const struct kernel_run *run, const struct tensor *w, const struct labels *labels,
+                        const float *x, float *losses, float *dx);
+void ISA(adamw)(const struct kernel_run *run, size_t n, const struct adamw_params *params, const float *g, float *m,
+                float *v, float *p);
+void ISA(sgd_momentum)(const struct kernel_run *run, size_t n, float lr, float momentum, const float *g, float *m,
+                       float *p);
+
+#endif
