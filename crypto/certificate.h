@@ -17,6 +17,8 @@
 
 #include "crypto/identity.h"
 
+struct x509_st;     /* OpenSSL's X509 */
+struct X509_crl_st; /* and X509_CRL */
 struct certificate; /* opaque */
 
 /* PEM (one certificate) or DER, told apart by the first byte. ERR_INTEGRITY. */

@@ -2,8 +2,8 @@
  * SHA-256 (FIPS 180-4, computed by OpenSSL), HMAC (RFC 2104) and HKDF (RFC 5869) over it, and the labelled hash.
  *
  * The labelled hash is the only way in which several values are hashed together here: SHA-256 over frame(label) ‖
- * frame(part 0) ‖ …, where frame(x) = u64 little-endian length of x ‖ x. Two different lists of parts, or two labels,
- * never give the same bytes. Labels look like "consilium/h1".
+ * frame(part 0) ‖ …, where frame(x) = u64 little-endian length of x ‖ x. Two different lists of parts,
+ * or two labels, never give the same bytes. Labels look like "consilium/h1".
  *
  * In place, no allocation, no failure; a struct hash may be copied to fork it. One thread at a time per object.
  *

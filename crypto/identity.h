@@ -29,6 +29,7 @@ enum identity_kind { IDENTITY_SITE = 1, IDENTITY_AGGREGATOR = 2, IDENTITY_AUTHOR
 
 bool identity_id_valid(const char *id);
 
+struct evp_pkey_st;  /* OpenSSL's EVP_PKEY */
 struct identity_key; /* opaque */
 
 int MUST_USE identity_key_create(const struct rng *rng, struct identity_key **ret_key, struct error *err);

@@ -1,7 +1,7 @@
 /*
  * Ed25519 (RFC 8032, computed by libsodium) over labelled messages, never over bare bytes.
  *
- * What is signed is "consilium signature v1" ‖ 0x00 ‖ SHA-256 of the labelled hash of (label, parts), crypto/hash.h.
+ * What is signed is "consilium signature v1" ‖ 0x00 ‖ the labelled hash of (label, parts), crypto/hash.h.
  * The prefix keeps these signatures apart from the ones that the same identity key makes in TLS and in certificates.
  * Labels name the message kind and version, for example "consilium/m5"; parts start with what binds the message: the
  * site id and the previous hash. Verification refuses low-order keys and non-canonical signatures. Thread-safe: no
