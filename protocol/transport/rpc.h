@@ -145,7 +145,7 @@ typedef int rpc_handler(void *ctx, const struct rpc_peer *peer, uint16_t method,
                         struct rpc_reply *reply);
 
 struct rpc_server_config {
-    const char *url;                /* "tcp://*:7443", "tcp://127.0.0.1:7443"; port 0 is not possible */
+    const char *url;                /* "tcp://0.0.0.0:7443" or "tcp://127.0.0.1:7443"; port 0 is not possible */
     struct tls_config tls;          /* strings borrowed for the duration of rpc_server_new only */
     uint32_t chunk_bytes;           /* 0: RPC_CHUNK_BYTES_DEFAULT */
     uint32_t sessions_max;          /* 0: 4096, authenticated ones */
