@@ -73,7 +73,7 @@ int MUST_USE infer_extend(struct infer *infer, const struct lora *lora, const st
 /* logits (vocabulary) of the token after the cache's last. */
 void infer_logits(struct infer *infer, const struct kv_cache *cache, float *logits);
 
-/* One continuation to score. Items of one cache should stand together. */
+/* One continuation to score. Items of one cache must stand together (asserted). */
 struct infer_candidate {
     struct kv_cache *cache; /* unchanged by the call; must have room for count − 1 tokens */
     const int32_t *ids;     /* (count) */
