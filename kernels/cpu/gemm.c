@@ -9,6 +9,7 @@
 struct job {
     const struct gemm *g;
     int32_t panels, slice_rows;
+    int32_t kb;          /* the depth that this round starts at */
     const uint16_t *a16; /* (m, k16) or NULL */
     ptrdiff_t k16;
     uint8_t *scratch; /* thread t's buffers are at t·thread_bytes */
@@ -333,41 +334,39 @@ static void gemm_item(void *ctx, int item, int thread)
     int32_t rows = g->m - row0 < job->slice_rows ? g->m - row0 : job->slice_rows;
     float *tile = (float *)(void *)(job->scratch + (size_t)thread * job->thread_bytes);
     float *panel = tile + VL * (GEMM_TILE + 16);
-    for (int32_t kb = 0; kb < g->k; kb += GEMM_DEPTH) {
-        int32_t kc = g->k - kb < GEMM_DEPTH ? g->k - kb : GEMM_DEPTH;
-        if (g->w && g->transposed)
-            pack_weights_transposed(g, n0, columns, kb, kc, panel, tile);
-        else if (g->w)
-            pack_weights(g, n0, columns, kb, kc, panel, tile);
-        struct gemm_panel p = {
-            .m = rows,
-            .k = kc,
-            .a_row = g->a_row,
-            .a_k = g->a_k,
-            .alpha = g->alpha,
-            .ldc = g->ldc,
-            .accumulate = g->accumulate || kb > 0,
-        };
-        if (!g->bf16)
-            p.a = g->a + row0 * g->a_row + kb * g->a_k;
-        for (int32_t j = 0; j < columns; j += GEMM_NR) {
-            p.columns = columns - j < GEMM_NR ? columns - j : GEMM_NR;
-            p.b =
-                g->w ? panel + j / GEMM_NR * (ptrdiff_t)((kc + VL) & ~(VL - 1)) * GEMM_NR : g->b + kb * g->ldb + n0 + j;
-            p.ldb = g->w ? GEMM_NR : g->ldb;
-            p.bias = g->bias && kb == 0 ? g->bias + n0 + j : NULL;
-            p.c = g->c + row0 * g->ldc + n0 + j;
+    int32_t kb = job->kb;
+    int32_t kc = g->k - kb < GEMM_DEPTH ? g->k - kb : GEMM_DEPTH;
+    if (g->w && g->transposed)
+        pack_weights_transposed(g, n0, columns, kb, kc, panel, tile);
+    else if (g->w)
+        pack_weights(g, n0, columns, kb, kc, panel, tile);
+    struct gemm_panel p = {
+        .m = rows,
+        .k = kc,
+        .a_row = g->a_row,
+        .a_k = g->a_k,
+        .alpha = g->alpha,
+        .ldc = g->ldc,
+        .accumulate = g->accumulate || kb > 0,
+    };
+    if (!g->bf16)
+        p.a = g->a + row0 * g->a_row + kb * g->a_k;
+    for (int32_t j = 0; j < columns; j += GEMM_NR) {
+        p.columns = columns - j < GEMM_NR ? columns - j : GEMM_NR;
+        p.b = g->w ? panel + j / GEMM_NR * (ptrdiff_t)((kc + VL) & ~(VL - 1)) * GEMM_NR : g->b + kb * g->ldb + n0 + j;
+        p.ldb = g->w ? GEMM_NR : g->ldb;
+        p.bias = g->bias && kb == 0 ? g->bias + n0 + j : NULL;
+        p.c = g->c + row0 * g->ldc + n0 + j;
 #ifdef __AVX512BF16__
-            if (g->bf16) {
-                p.a = (const float *)(const void *)(job->a16 + row0 * job->k16 + kb);
-                p.a_row = job->k16 / 2;
-                p.k = (kc + 1) / 2;
-                panel_bf16(&p);
-                continue;
-            }
-#endif
-            ISA(gemm_panel)(&p);
+        if (g->bf16) {
+            p.a = (const float *)(const void *)(job->a16 + row0 * job->k16 + kb);
+            p.a_row = job->k16 / 2;
+            p.k = (kc + 1) / 2;
+            panel_bf16(&p);
+            continue;
         }
+#endif
+        ISA(gemm_panel)(&p);
     }
 }
 
@@ -398,5 +397,7 @@ void ISA(gemm)(const struct kernel_run *run, const struct gemm *g)
     int32_t rows = (g->m + slices - 1) / slices;
     job.slice_rows = (rows + GEMM_ROWS - 1) / GEMM_ROWS * GEMM_ROWS;
     slices = (g->m + job.slice_rows - 1) / job.slice_rows;
-    pool_run(run->pool, job.panels * slices, gemm_item, &job);
+    /* Depth outside: the weights of one round stay in cache while all panels take their columns of them. */
+    for (job.kb = 0; job.kb < g->k; job.kb += GEMM_DEPTH)
+        pool_run(run->pool, job.panels * slices, gemm_item, &job);
 }
