@@ -24,8 +24,8 @@
 #include "base/buffer.h"
 #include "model/formats/gguf.h"
 
-#define TOKENIZER_TEXT_BYTES_MAX (16u << 20) /* of one encode call */
-#define TOKENIZER_TOKEN_BYTES_MAX 1024u      /* of one vocabulary entry */
+#define TOKENIZER_TEXT_BYTES_MAX (4u << 20) /* of one encode call */
+#define TOKENIZER_TOKEN_BYTES_MAX 1024u     /* of one vocabulary entry */
 
 enum { TOKENIZER_CONTROL = 1 }; /* recognise control tokens in the text: for text written by this program only */
 
