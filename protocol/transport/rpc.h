@@ -62,7 +62,7 @@ enum {
 /* ---- client ---- */
 
 struct rpc_client_config {
-    const char *url;       /* "tcp://host:port" */
+    const char *url;       /* "tcp://host:port"; IPv4 and names with an IPv4 address, or "tcp://[IPv6 literal]:port" */
     struct tls_config tls; /* strings borrowed for the duration of rpc_client_new only */
     uint32_t chunk_bytes;  /* 0: RPC_CHUNK_BYTES_DEFAULT */
     const struct clock *clock;

@@ -41,7 +41,7 @@ static int socket_open(struct rpc_client *c, struct error *err)
     int never = INT_MAX;
     if (nn_setsockopt(c->socket, NN_REQ, NN_REQ_RESEND_IVL, &never, sizeof never) < 0)
         return error_set(err, ERR_RESOURCES, "nanomsg resend interval: %s", nn_strerror(nn_errno()));
-    return wire_socket_options(c->socket, (size_t)c->chunk_bytes + WIRE_MESSAGE_SLACK, err);
+    return wire_socket_options(c->socket, c->url, (size_t)c->chunk_bytes + WIRE_MESSAGE_SLACK, err);
 }
 
 int rpc_client_new(struct rpc_client **ret, const struct rpc_client_config *config, struct error *err)

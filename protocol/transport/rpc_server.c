@@ -42,7 +42,7 @@ static int bind_socket(struct rpc_server *s, struct error *err)
     s->socket = nn_socket(AF_SP_RAW, NN_REP);
     if (s->socket < 0)
         return error_set(err, ERR_RESOURCES, "no nanomsg socket: %s", nn_strerror(nn_errno()));
-    int rc = wire_socket_options(s->socket, (size_t)s->chunk_bytes + WIRE_MESSAGE_SLACK, err);
+    int rc = wire_socket_options(s->socket, s->url, (size_t)s->chunk_bytes + WIRE_MESSAGE_SLACK, err);
     if (rc < 0)
         return rc;
     if (nn_bind(s->socket, s->url) < 0)

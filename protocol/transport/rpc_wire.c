@@ -23,7 +23,7 @@ bool wire_parse(struct span message, struct wire_message *ret)
     return true;
 }
 
-int wire_socket_options(int socket, size_t message_bytes_max, struct error *err)
+int wire_socket_options(int socket_fd, const char *url, size_t message_bytes_max, struct error *err)
 {
     /* The kernel's net.core limits may lower the buffers; NN_RCVMAXSIZE must hold, or one peer could end the process.
      */
@@ -33,17 +33,21 @@ int wire_socket_options(int socket, size_t message_bytes_max, struct error *err)
         {NN_SOL_SOCKET, NN_SNDBUF, 4 << 20},
         {NN_SOL_SOCKET, NN_RCVBUF, 4 << 20},
         {NN_SOL_SOCKET, NN_MAXTTL, 1},
-        {NN_SOL_SOCKET, NN_IPV4ONLY, 0},
         {NN_SOL_SOCKET, NN_RECONNECT_IVL, 100},
         {NN_SOL_SOCKET, NN_RECONNECT_IVL_MAX, 5000},
         {NN_TCP, NN_TCP_NODELAY, 1},
     };
     for (size_t i = 0; i < ARRAY_LEN(options); i++) {
-        if (nn_setsockopt(socket, options[i].level, options[i].option, &options[i].value, sizeof(int)) < 0)
+        if (nn_setsockopt(socket_fd, options[i].level, options[i].option, &options[i].value, sizeof(int)) < 0)
             return error_set(err, ERR_RESOURCES, "nanomsg option %d: %s", options[i].option, nn_strerror(nn_errno()));
     }
+    /* With IPv6 allowed, nanomsg 1.1.5 aborts the process on connecting to an IPv4 address (it binds "::" to an IPv4
+     * socket, fails, and starts the socket a second time): allow it for a literal IPv6 address only. */
+    int ipv4_only = strchr(url, '[') == NULL;
+    if (nn_setsockopt(socket_fd, NN_SOL_SOCKET, NN_IPV4ONLY, &ipv4_only, sizeof ipv4_only) < 0)
+        return error_set(err, ERR_RESOURCES, "nanomsg IPv6: %s", nn_strerror(nn_errno()));
     int max = (int)message_bytes_max;
-    if (nn_setsockopt(socket, NN_SOL_SOCKET, NN_RCVMAXSIZE, &max, sizeof max) < 0)
+    if (nn_setsockopt(socket_fd, NN_SOL_SOCKET, NN_RCVMAXSIZE, &max, sizeof max) < 0)
         return error_set(err, ERR_RESOURCES, "nanomsg message limit: %s", nn_strerror(nn_errno()));
     return 0;
 }

@@ -25,6 +25,6 @@ void wire_header(struct buffer *out, uint8_t kind, const uint8_t id[WIRE_ID_BYTE
 bool wire_parse(struct span message, struct wire_message *ret);
 
 /* Buffers, limits and TCP options of a socket. ERR_RESOURCES. */
-int MUST_USE wire_socket_options(int socket, size_t message_bytes_max, struct error *err);
+int MUST_USE wire_socket_options(int socket, const char *url, size_t message_bytes_max, struct error *err);
 
 #endif
