@@ -1,3 +1,6 @@
+#include <openssl/evp.h> /* first: it names a parameter "rand", which base/banned.h poisons */
+#include <openssl/x509v3.h>
+
 #include "helpers.h"
 
 #include "base/file.h"
@@ -112,9 +115,35 @@ static void wrong_time_role_or_issuer_is_refused(void **state)
     identity_key_free(other_key);
 }
 
-/* The URI says "site" but the extended key usage says serverAuth: made by hand through the aggregator's path is not
- * possible, so the certificate's bytes are changed: the OID 1.3.6.1.5.5.7.3.2 becomes …3.1, which also breaks the
- * signature; both the unchanged and the changed bytes are parsed, only the unchanged verifies. */
+/* The authority never issues it, so it is made here: a site's certificate, signed anew by the CA with another extended
+ * key usage. The URI says site and the signature is good; only the usage is wrong. */
+static void wrong_extended_key_usage_is_refused(void **state)
+{
+    struct world *w = *state;
+    static const struct {
+        const char *usage;
+        int expected;
+    } cases[] = {{"serverAuth", ERR_CONNECT}, {"clientAuth", 0}};
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct certificate *c = NULL;
+        X509 *x509 = X509_dup(certificate_x509(w->site));
+        X509_EXTENSION *usage = X509V3_EXT_conf_nid(NULL, NULL, NID_ext_key_usage, cases[i].usage);
+        int at = X509_get_ext_by_NID(x509, NID_ext_key_usage, -1);
+
+        assert_true(at >= 0);
+        X509_EXTENSION_free(X509_delete_ext(x509, at));
+        assert_int_equal(X509_add_ext(x509, usage, at), 1);
+        assert_true(X509_sign(x509, identity_evp(w->ca_key), NULL) > 0);
+        assert_int_equal(certificate_from_x509(x509, &c, NULL), 0);
+        assert_int_equal(certificate_verify(c, w->ca, NULL, IDENTITY_SITE, NOW, NULL), cases[i].expected);
+        X509_EXTENSION_free(usage);
+        X509_free(x509);
+        certificate_free(c);
+    }
+}
+
+/* Truncated, a NUL inside the name, and an object identifier changed under the signature. */
 static void changed_bytes_are_refused(void **state)
 {
     struct world *w = *state;
@@ -265,6 +294,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(issued_certificates_verify),
         cmocka_unit_test(wrong_time_role_or_issuer_is_refused),
+        cmocka_unit_test(wrong_extended_key_usage_is_refused),
         cmocka_unit_test(changed_bytes_are_refused),
         cmocka_unit_test(revocation),
         cmocka_unit_test(requests),
