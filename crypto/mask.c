@@ -93,8 +93,8 @@ void mask_stream_release(struct mask_stream *s)
     *s = (struct mask_stream){0};
 }
 
-/* The next n ≤ TILE_BYTES bytes of keystream: zeros encrypted, kept apart from out (clearing out each time costs more).
- */
+/* The next n (at most TILE_BYTES) bytes of keystream: zeros encrypted, from a place apart, since clearing out each time
+ * costs more. */
 static void keystream(struct mask_stream *s, uint8_t *out, size_t n)
 {
     static const uint8_t zeros[TILE_BYTES];

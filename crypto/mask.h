@@ -3,8 +3,8 @@
  *
  * A stream is the keystream of AES-256 in counter mode (NIST SP 800-38A) or of ChaCha20 (RFC 8439), nonce and first
  * counter 0, one key per (attempt, pair or self, vector name, ring), so no two vectors share a stream. Word i is bytes
- * 4i…4i+3 (8i… for 64 bits) of it, little-endian, and may be produced without the words before it: any chunking gives
- * identical results. Of a pair, the site with the lower id adds the stream and the other subtracts it.
+ * 4i to 4i+3 (8i to 8i+7 in 64 bits) of it, little-endian, and may be produced without the words before it: any
+ * chunking gives identical results. Of a pair, the site with the lower id adds the stream and the other subtracts it.
  *
  * mask_apply brings all k streams onto one 16 KiB tile before the next tile, so the vector passes through memory once.
  * A cipher failure ends the process: a vector never leaves with a mask missing. One thread at a time per stream (it

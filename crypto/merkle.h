@@ -1,5 +1,5 @@
 /*
- * The Merkle tree of RFC 6962 section 2.1 (and RFC 9162): leaf = SHA-256(0x00 ‖ data), node = SHA-256(0x01 ‖ left ‖
+ * The Merkle tree of RFC 6962 section 2.1 (and RFC 9162): leaf = SHA-256(0 ‖ data), node = SHA-256(1 ‖ left ‖
  * right), the left subtree of n leaves being the largest power of two below n; the empty tree is SHA-256("").
  *
  * struct merkle keeps only the roots of the complete subtrees so far, so a vector of any length is hashed chunk by
@@ -35,7 +35,7 @@ void merkle_leaf(struct span leaf_data, uint8_t out[HASH_SIZE]);
  * the number of hashes, at most MERKLE_DEPTH_MAX. */
 size_t merkle_path(const uint8_t (*leaves)[HASH_SIZE], size_t count, size_t index,
                    uint8_t ret_path[MERKLE_DEPTH_MAX][HASH_SIZE]);
-/* The tree size is part of the claim and must come from a signed message. Wrong lengths and index ≥ count are false. */
+/* The tree size is part of the claim and must be signed. Wrong lengths and index ≥ count are false. */
 bool MUST_USE merkle_verify(const uint8_t leaf[HASH_SIZE], uint64_t index, uint64_t count,
                             const uint8_t (*path)[HASH_SIZE], size_t path_len, const uint8_t root[HASH_SIZE]);
 
