@@ -3,7 +3,6 @@
 #include "crypto/fatal.h"
 #include "crypto/hash.h"
 
-#include <assert.h>
 #include <string.h>
 
 static void system_fill(void *ctx, void *out, size_t len)
@@ -23,7 +22,8 @@ void random_stream_init(struct random_stream *s, const uint8_t key[RANDOM_SEED_S
     char info[256];
     size_t label_len = strlen(label), prefix = sizeof purpose - 1;
 
-    assert(label_len <= sizeof info - prefix);
+    if (label_len > sizeof info - prefix)
+        fatal("random_stream_init: the label is too long");
     sodium_ready();
     memcpy(info, purpose, prefix);
     memcpy(info + prefix, label, label_len);
