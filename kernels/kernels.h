@@ -71,7 +71,9 @@ struct labels {
 
 struct clip_params {
     double clip; /* C, > 0: the L2 bound of a unit after rounding, in gradient units */
-    double grid; /* g: integer steps per gradient unit; clip·grid ≤ 2^30, and clip > √n/(2·grid) */
+    /* g: integer steps per gradient unit; clip·grid ≤ 2^30, and clip > √n/(2·grid). Choose a whole clip·grid: the
+     * check uses the whole number below it. */
+    double grid;
 };
 
 struct clip_result {

@@ -39,7 +39,7 @@ static void test_bound_holds(void)
             g[i] *= scale;
         double c = round % 2 ? 1.0 : 0.37, grid = round % 3 ? 1048576 : 4096;
         struct clip_result r = clip(N, g, c, grid, sum);
-        CHECK(r.finite && norm_of(N, sum) <= c * grid);
+        CHECK(r.finite && r.shrinks == 0 && norm_of(N, sum) <= c * grid);
         if (r.clipped) /* and is not far below it */
             CHECK(norm_of(N, sum) >= c * grid - 2 * sqrt(N));
         free(g);
@@ -58,6 +58,15 @@ static void test_worst_rounding(void)
     memset(sum, 0, sizeof(sum));
     r = clip(400, g, 39.9, 1, sum); /* factor pulls below one and a half */
     CHECK(r.clipped && norm_of(400, sum) <= 39.9);
+}
+
+/* A bound that is not whole is taken down to the next whole one, and then rounding can break it: the check mends it. */
+static void test_exact_check(void)
+{
+    float g[3] = {0.5045f, 0.5045f, 0.5045f};
+    int64_t sum[3] = {0};
+    struct clip_result r = clip(3, g, 1.74, 1, sum);
+    CHECK(r.shrinks > 0 && r.clipped && r.factor < 1 && norm_of(3, sum) <= 1);
 }
 
 static void test_hostile_values(void)
@@ -110,6 +119,7 @@ int tests_clip(void)
     RUN(test_below_the_bound);
     RUN(test_bound_holds);
     RUN(test_worst_rounding);
+    RUN(test_exact_check);
     RUN(test_hostile_values);
     RUN(test_micro_batches);
     return check_report();
