@@ -101,7 +101,7 @@ void ledger_close(struct ledger *l);
 /*
  * Spends, durably, before it returns. ERR_POLICY: over budget (spent, would be, budget in the message), a step number
  * that is not new, mode none. ERR_CONFIG: a plan out of range or not finite, or a plan or data set that differs from
- * what the job reserved under before. ERR_RESOURCES: the disk.
+ * what the job reserved under before; the data set may change. ERR_RESOURCES: the disk.
  */
 int MUST_USE ledger_reserve(struct ledger *l, const struct ledger_request *request, uint64_t *ret_sequence,
                             struct error *err);

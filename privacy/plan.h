@@ -56,7 +56,7 @@ int MUST_USE dp_plan_epsilon(const struct dp_plan *p, uint64_t steps, double *re
 /* Canonical encoding (base/buffer.h, fields in order, version byte first); decode refuses out-of-range enums. */
 void dp_plan_encode(const struct dp_plan *p, struct buffer *out);
 void dp_plan_decode(struct reader *r, struct dp_plan *ret_plan); /* failure is in r->failed */
-/* SHA-256("consilium dp plan 1" ‖ encoding) */
+/* Labelled hash (crypto/hash.h) "consilium/dp-plan" of the encoding. */
 void dp_plan_hash(const struct dp_plan *p, uint8_t out[DP_HASH_SIZE]);
 
 #endif
