@@ -13,6 +13,15 @@
 
 typedef unsigned __int128 u128;
 
+/* In every build: noise from a source that repeats itself must never leave the process. */
+static inline void require(bool ok, const char *what)
+{
+    if (__builtin_expect(!ok, 0)) {
+        fprintf(stderr, "noise sampler: %s\n", what);
+        abort();
+    }
+}
+
 struct real {
     uint32_t word[REAL_WORDS];
     unsigned len;
@@ -50,7 +59,7 @@ static inline void real_draw(struct noise *n, struct real *a)
 /* Word i of a, drawn now if no comparison has needed it yet. */
 static uint32_t real_word(struct noise *n, struct real *a, unsigned i)
 {
-    assert(i < REAL_WORDS && "the random source repeats itself");
+    require(i < REAL_WORDS, "the random source repeats itself");
     if (i == a->len) {
         a->word[i] = next_word(n);
         a->len++;
@@ -181,7 +190,7 @@ static inline uint64_t draw_geometric(struct noise *n)
 {
     struct real first;
     for (uint64_t rejected = 0;; rejected++) {
-        assert(rejected < 1024 && "the random source repeats itself");
+        require(rejected < 1024, "the random source repeats itself");
         real_draw(n, &first);
         if (!(descents_keeping(n, &first) & 1))
             return rejected * n->scale + real_scaled(n, &first, n->scale);
@@ -226,7 +235,7 @@ int64_t noise_draw(struct noise *n)
         /* Accept with exp(−(|y| − σ²/t)² / (2σ²)) = exp(−(|y|·t − σ²)² / (2σ²t²)). */
         __int128 a = (__int128)y * n->scale - n->variance;
         u128 distance = (u128)(a < 0 ? -a : a);
-        assert(distance >> 63 == 0);
+        require(distance >> 63 == 0, "a draw out of range");
         if (bernoulli_exp(n, distance * distance))
             return negative ? -(int64_t)y : (int64_t)y;
     }
@@ -242,8 +251,7 @@ void noise_add(struct noise *n, int64_t *vector, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         bool wrapped = __builtin_add_overflow(vector[i], noise_draw(n), &vector[i]);
-        assert(!wrapped);
-        (void)wrapped;
+        require(!wrapped, "a sum left 64 bits");
     }
 }
 

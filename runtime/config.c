@@ -54,7 +54,7 @@ void config_describe(const struct config_key *k, char *out, size_t size)
                                         "a list of strings",
                                         "a duration such as 30s, 5m or 2h",
                                         "a size such as 64KiB, 4MiB or 2GB"};
-    char range[96] = "", low[40], high[40];
+    char range[128] = "", low[40], high[40];
     if (k->min != 0 || k->max != 0) {
         format_bound(k, k->min, low, sizeof low);
         format_bound(k, k->max, high, sizeof high);
@@ -258,12 +258,18 @@ int config_unknown(const struct config_schema *schema, const char *key, const ch
                      schema->name);
 }
 
+/* Programmer errors, caught in every build: a wrong getter must never read another key's value. */
+static void misuse(const char *key, const char *what)
+{
+    fprintf(stderr, "config: key %s: %s\n", key, what);
+    abort();
+}
+
 static int apply_environment(struct config *c, struct error *err)
 {
     for (size_t i = 0; i < c->schema->count; i++) {
         char name[160];
-        int len = snprintf(name, sizeof name, "CONSILIUM_%s", c->schema->keys[i].key);
-        assert(len > 0 && (size_t)len < sizeof name);
+        snprintf(name, sizeof name, "CONSILIUM_%s", c->schema->keys[i].key);
         for (char *at = name; *at; at++)
             *at = *at == '.' ? '_' : (char)toupper((unsigned char)*at);
         const char *text = getenv(name);
@@ -293,7 +299,8 @@ int config_parse(struct config **ret_config, const struct config_schema *schema,
         if (schema->keys[i].text) {
             struct error bad = {0};
             rc = config_set(c, i, schema->keys[i].text, LAYER_DEFAULT, "default", &bad);
-            assert(rc == 0 && "a default that its own schema refuses");
+            if (rc < 0)
+                misuse(schema->keys[i].key, bad.message);
         }
     if (rc == 0)
         rc = config_read_yaml(c, text, err);
@@ -376,15 +383,18 @@ int config_finish(struct config *c, struct error *err)
 static const struct config_value *lookup(const struct config *c, const char *key, unsigned types)
 {
     size_t i = config_find(c->schema, key, strlen(key));
-    assert(i != SIZE_MAX && "a key that the schema does not have");
-    assert((types >> c->schema->keys[i].type & 1) && "a getter of another type");
+    if (i == SIZE_MAX)
+        misuse(key, "not in the schema");
+    if (!(types >> c->schema->keys[i].type & 1))
+        misuse(key, "read by a getter of another type");
     return &c->values[i];
 }
 
 static const struct config_value *lookup_set(const struct config *c, const char *key, unsigned types)
 {
     const struct config_value *v = lookup(c, key, types);
-    assert(v->layer != LAYER_NONE && "an unset key: test config_is_set first or give it a default");
+    if (v->layer == LAYER_NONE)
+        misuse(key, "read but unset: test config_is_set first or give it a default");
     return v;
 }
 

@@ -82,7 +82,8 @@ void http_reply_error(struct http_request *r, unsigned status, const char *type,
 
 /* Replies 200 with a stream and ends the request; the caller owns the stream until http_stream_end. */
 struct http_stream *http_stream_start(struct http_request *r, const char *content_type);
-/* Queues bytes; waits up to wait_ms for room. ERR_AGAIN: still full; ERR_CONNECT: the client has gone or server stops.
+/* Queues bytes; waits up to wait_ms for room. ERR_AGAIN: still full; ERR_CONNECT: the client has gone or the server
+ * stops; ERR_RESOURCES: more than a queue holds.
  */
 int MUST_USE http_stream_send(struct http_stream *s, struct span bytes, int64_t wait_ms);
 /* "data: JSON\n\n" (json consumed), as server-sent events want it; event may be NULL. */
