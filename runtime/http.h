@@ -8,9 +8,9 @@
  *
  *     static void health(void *ctx, struct http_request *r) { http_reply_json(r, 200, json_pack("{s:s}", "status",
  * "ok")); } static const struct http_route routes[] = {
- *         {"GET", "/health", health, .open = true},
- *         {"POST", "/v1/chat/completions", chat, .body_bytes_max = 1 << 20},
- *         {"GET", "/v1/jobs/" "*", job},        a trailing star matches the rest: http_request_rest
+ *         {"GET", "/health", .handle = health, .open = true},
+ *         {"POST", "/v1/chat/completions", .handle = chat, .body_bytes_max = 1 << 20},
+ *         {"GET", "/v1/jobs/" "*", .handle = job},        a trailing star matches the rest: http_request_rest
  *     };
  *     struct http_options o = {.listen = "127.0.0.1:8080", .routes = routes, .routes_count = 3, .ctx = daemon,
  *                              .token_file = path};
