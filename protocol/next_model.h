@@ -7,8 +7,8 @@
  *   FedAvg    params' = params + lr * average                        momentum' = momentum
  *   FedAvgM   momentum' = beta * momentum + average,  params' = params + lr * momentum'
  *
- * Model hash = SHA-256("consilium/model/v1" || base file hash || u32 length, LoRA configuration || frozen A hash ||
- * u64 words || params || momentum), floats little-endian. Thread-safe, allocates nothing.
+ * Model hash = labelled hash (crypto/hash.h) "consilium/model/v1" of: base file hash, LoRA configuration, frozen A
+ * hash, words, params, momentum; floats little-endian. Thread-safe; only next_model_from_sum allocates.
  */
 #ifndef PROTOCOL_NEXT_MODEL_H
 #define PROTOCOL_NEXT_MODEL_H
