@@ -315,6 +315,8 @@ static void test_18_share_flipped_or_redirected(void **state)
     to_stage(STAGE_MASKED);
     size_t first = 37 + 13 + HASH_SIZE + SIGN_SIZE + 4; /* the box of dealer 0 for site 1 */
     assert_int_equal(feed_altered(1, first + 5), ERR_INTEGRITY);
+    assert_int_equal(feed_altered(3, cast(3).len - SIGN_SIZE - 1), ERR_INTEGRITY); /* the Merkle path */
+    assert_non_null(strstr(s.err.message, "not under its signed digest"));
     struct span one = cast(1); /* site 2 gets what was dealt to site 1 */
     assert_int_equal(sim_answer(&s, 2, one, &answer), ERR_INTEGRITY);
 }
