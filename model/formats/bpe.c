@@ -157,8 +157,8 @@ static void offer(const struct bpe *bpe, struct bpe_scratch *s, size_t *count, i
         heap_push(s->heap, count, (struct bpe_candidate){rank, left, right, a, b, result});
 }
 
-/* Room for count symbols and for the heap: the pairs of the beginning, and two at each of at most count − 1 merges, of
- * which one was taken out before. */
+/* Room for count symbols and for the heap: the pairs of the beginning, and two at each of at most (count - 1) merges,
+ * of which one was taken out before. */
 static int reserve(struct bpe_scratch *s, size_t count)
 {
     size_t symbol_bytes, heap_bytes;
