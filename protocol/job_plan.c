@@ -31,10 +31,11 @@ static int check_dp(const struct job_plan *p, struct error *err)
         return bad(err, "dp.mode", "record or none");
     if (!within(dp->clip, 1e-12, 1e12))
         return bad(err, "dp.clip", "above 0");
-    if (!within(dp->noise_multiplier, 1e-3, 1e6))
-        return bad(err, "dp.noise_multiplier", "from 0.001 to 1e6");
-    if (!within(dp->sampling_rate, 1e-12, 1.0))
-        return bad(err, "dp.sampling_rate", "in (0, 1]");
+    /* Both or neither: without them each site derives its own from its declared records and the target. */
+    if ((dp->noise_multiplier != 0 || dp->sampling_rate != 0) && !within(dp->noise_multiplier, 1e-3, 1e6))
+        return bad(err, "dp.noise_multiplier", "from 0.001 to 1e6, or 0 with the sampling rate");
+    if ((dp->noise_multiplier != 0 || dp->sampling_rate != 0) && !within(dp->sampling_rate, 1e-12, 1.0))
+        return bad(err, "dp.sampling_rate", "in (0, 1], or 0 with the noise multiplier");
     if (!within(dp->delta, 1e-15, 0.1))
         return bad(err, "dp.delta", "from 1e-15 to 0.1");
     if (!within(dp->target_epsilon, 1e-6, 1e6))

@@ -1,0 +1,473 @@
+/* train --local, eval, generate, model describe, list, export. */
+#include "base/file.h"
+#include "base/hex.h"
+#include "crypto/random.h"
+#include "model/formats/adapter.h"
+#include "node/commands.h"
+#include "node/jobs/local_plan.h"
+#include "node/jobs/site_store.h"
+#include "node/jobs/version.h"
+#include "node/serve/answer.h"
+#include "node/settings.h"
+#include "node/train/adapter_config.h"
+#include "node/train/evaluate.h"
+#include "node/train/trainer.h"
+#include "privacy/ledger.h"
+#include "runtime/progress.h"
+#include "runtime/text.h"
+
+#define BASE_MODEL_NAME "base" /* what a PEFT export names as its base model */
+
+/* The version in use as a struct lora; ERR_NOT_FOUND while there is none. */
+static int load_in_use(const struct config *config, const struct site *site, struct lora *ret_lora,
+                       struct version *ret_version, struct error *err)
+{
+    struct adapter_config adapter;
+    struct site_store *store = NULL;
+    struct vault vault = {0};
+    char job[SITE_ID_SIZE];
+    uint32_t round;
+    int rc;
+
+    if ((rc = vault_open(&vault, config, &clock_system, err)) == 0 &&
+        (rc = site_store_open(&store, config, err)) == 0 && (rc = site_store_served(store, job, &round, err)) == 0 &&
+        (rc = version_load(ret_version, &vault, job, round, err)) == 0 &&
+        (rc = adapter_config_parse(span_of(ret_version->lora_text, ret_version->lora_text_len), &adapter, err)) == 0 &&
+        (rc = adapter_config_build(&adapter, &site->model.config, ret_lora, err)) == 0) {
+        if (ret_lora->trained_count == ret_version->words)
+            memcpy(ret_lora->trained, ret_version->params, ret_version->words * sizeof *ret_version->params);
+        else
+            rc = error_set(err, ERR_INTEGRITY, "adapter %s version %u does not fit its LoRA configuration", job, round);
+    }
+    vault_release(&vault);
+    site_store_close(store);
+    return rc;
+}
+
+/* --- eval ----------------------------------------------------------------------------------------------------------
+ */
+
+static void eval_progress(void *ctx, size_t done, size_t total)
+{
+    progress_update(ctx, done == total, "evaluated %zu/%zu", done, total);
+}
+
+static json_t *describe_result(const struct evaluate_result *r, const char *what, const struct version *v,
+                               double seconds)
+{
+    char sha256[2 * HASH_SIZE + 1] = "";
+
+    if (v)
+        hex_encode(v->adapter_sha256, HASH_SIZE, sha256);
+    return json_pack("{s:s,s:I,s:I,s:f,s:f,s:f,s:s,s:i,s:s,s:f}", "model", what, "records", (json_int_t)r->records,
+                     "answers", (json_int_t)r->answers, "accuracy", (double)r->correct / (double)r->records, "majority",
+                     (double)r->majority / (double)r->records, "mean_nll", r->mean_nll, "scorer",
+                     r->answers ? "length-normalised log-likelihood" : "greedy exact match", "adapter_version",
+                     v ? (int)v->statement.round : 0, "adapter_sha256", sha256, "seconds", seconds);
+}
+
+int command_eval(struct cli *cli, struct error *err)
+{
+    const char *path = cli_value(cli, "data"), *adapter = cli_value(cli, "adapter");
+    const char *system_message = cli_value(cli, "system");
+    bool base = cli_switch(cli, "base");
+    struct progress progress;
+    struct evaluate_options options = {.answer_tokens_max = 64, .progress = eval_progress, .progress_ctx = &progress};
+    struct evaluate_result result;
+    struct config *config = NULL;
+    struct dataset *data = NULL;
+    struct version version = {0};
+    struct lora lora = {0};
+    struct site site = {0};
+    int64_t records, tokens, started = clock_monotonic_ms(&clock_system);
+    int rc;
+
+    if (!path)
+        return error_set(err, ERR_CONFIG, "eval needs --data FILE");
+    if (base && adapter)
+        return error_set(err, ERR_CONFIG, "--base and --adapter exclude each other");
+    progress_init(&progress, &clock_system, 10000);
+    if ((rc = cli_int(cli, "records", 300, 1, 1000000, &records, err)) < 0 ||
+        (rc = cli_int(cli, "max-tokens", 1024, 8, 65536, &tokens, err)) < 0 ||
+        (rc = cli_config(cli, &config, err)) < 0 || (rc = site_open(&site, config, err)) < 0 ||
+        (rc = site_dataset(&site, path, system_message ? system_message : "none", (int32_t)tokens, &data, err)) < 0)
+        goto out;
+    if (adapter)
+        rc = adapter_import(adapter, &site.model.config, LORA_JOINT, &lora, err);
+    else if (!base)
+        rc = load_in_use(config, &site, &lora, &version, err);
+    options.ops = site.ops;
+    options.pool = site.pool;
+    options.precision = site.precision;
+    options.records_max = (size_t)records;
+    if (rc == 0 &&
+        (rc = evaluate(&options, &site.model, site.tokenizer, base ? NULL : &lora, data, &result, err)) == 0) {
+        progress_end(&progress);
+        cli_print_object(cli, describe_result(&result,
+                                              base      ? "base"
+                                              : adapter ? adapter
+                                                        : version.statement.job,
+                                              version.words ? &version : NULL,
+                                              (double)(clock_monotonic_ms(&clock_system) - started) / 1000));
+    }
+out:
+    lora_release(&lora);
+    version_release(&version);
+    dataset_free(data);
+    site_release(&site);
+    config_free(config);
+    return rc;
+}
+
+/* --- train --local -------------------------------------------------------------------------------------------------
+ */
+
+struct local_run {
+    struct progress progress;
+    int64_t round, rounds;
+};
+
+static bool train_progress(void *ctx, uint32_t step, uint32_t steps, uint32_t done, uint32_t sampled)
+{
+    struct local_run *run = ctx;
+
+    progress_update(&run->progress, (uint64_t)run->round, "round %lld/%lld | step %u/%u | %u/%u records",
+                    (long long)run->round, (long long)run->rounds, step + 1, steps, done, sampled);
+    return false;
+}
+
+/* The command's options as the plan of a job that is never sent. */
+static int local_options(struct cli *cli, const struct config *config, struct job_plan *plan, struct error *err)
+{
+    const char *lora = cli_value(cli, "lora"), *optimizer = cli_value(cli, "optimizer"), *dp = cli_value(cli, "dp");
+    const char *options = cli_value(cli, "options");
+    int64_t rounds, steps, batch, tokens;
+    int rc;
+
+    if (!lora)
+        return error_set(err, ERR_CONFIG,
+                         "train --local needs --lora TEXT, for example \"layers=20-29;targets=q,v;rank=8;"
+                         "alpha=16;scaling=rank;mode=ffa;seed=<64 hexadecimal digits>\"");
+    if (dp && strcmp(dp, "record") != 0 && strcmp(dp, "none") != 0)
+        return error_set(err, ERR_CONFIG, "--dp is record or none, not '%s'", dp);
+    if ((rc = cli_int(cli, "rounds", 1, 1, 100000, &rounds, err)) < 0 ||
+        (rc = cli_int(cli, "steps", 4, 1, 100000, &steps, err)) < 0 ||
+        (rc = cli_int(cli, "batch", 16, 1, 1000000, &batch, err)) < 0 ||
+        (rc = cli_int(cli, "max-tokens", 256, 8, 65536, &tokens, err)) < 0 ||
+        (rc = cli_float(cli, "learning-rate", 0.005, 1e-8, 100, &plan->train.learning_rate, err)) < 0 ||
+        (rc = cli_float(cli, "clip", 1, 1e-6, 1e6, &plan->dp.clip, err)) < 0 ||
+        (rc = cli_float(cli, "epsilon", config_float(config, "policy.max_epsilon"), 0.01, 1000,
+                        &plan->dp.target_epsilon, err)) < 0)
+        return rc;
+    plan->rounds = (uint32_t)rounds;
+    plan->train.local_steps = (uint32_t)steps;
+    plan->train.batch = (uint32_t)batch;
+    plan->train.max_len = (uint32_t)tokens;
+    plan->dp.delta = config_float(config, "policy.delta");
+    plan->dp.mode = dp && strcmp(dp, "none") == 0 ? PLAN_DP_NONE : PLAN_DP_RECORD;
+    snprintf(plan->job, sizeof plan->job, "local");
+    snprintf(plan->train.optimizer, sizeof plan->train.optimizer, "%s", optimizer ? optimizer : "adamw");
+    snprintf(plan->train.options, sizeof plan->train.options, "%s", options ? options : "system=none");
+    plan->lora_len = (uint32_t)snprintf((char *)plan->lora, sizeof plan->lora, "%s", lora);
+    return 0;
+}
+
+static int reserve_local(struct ledger *ledger, const struct job_plan *plan, const struct local_plan *local,
+                         uint64_t *ret_sequence, struct error *err)
+{
+    struct ledger_request request = {.job = plan->job, .plan = &local->dp, .steps = plan->train.local_steps};
+    int rc = ledger_next_step(ledger, plan->job, &request.first_step, err);
+
+    return rc < 0 ? rc : ledger_reserve(ledger, &request, ret_sequence, err);
+}
+
+static int train_rounds(const struct config *config, const struct site *site, const struct job_plan *plan,
+                        const struct local_plan *local, struct lora *lora, const struct dataset *data,
+                        struct error *err)
+{
+    struct local_run run = {.rounds = plan->rounds};
+    struct trainer_progress progress = {train_progress, &run};
+    struct trainer_options options = {.ops = site->ops,
+                                      .pool = site->pool,
+                                      .precision = site->precision,
+                                      .tokens_max = (int32_t)config_int(config, "device.batch_tokens"),
+                                      .example_tokens_max = (int32_t)plan->train.max_len,
+                                      .optimizer = local->optimizer,
+                                      .plan = local->dp};
+    struct ledger_options ledger_options = {.site = config_string(config, "site"),
+                                            .epsilon = config_float(config, "policy.max_epsilon"),
+                                            .delta = config_float(config, "policy.delta"),
+                                            .expected = &local->dp,
+                                            .clock = &clock_system};
+    bool private_mode = local->dp.mode != DP_NONE;
+    struct trainer *trainer = NULL;
+    struct ledger *ledger = NULL;
+    char path[NODE_PATH_SIZE];
+    int rc;
+
+    node_path(config, "ledger.sqlite", path);
+    progress_init(&run.progress, &clock_system, 10000);
+    if ((rc = trainer_new(&options, &site->model, lora, data, &trainer, err)) < 0 ||
+        (private_mode && (rc = ledger_open(&ledger, path, &ledger_options, err)) < 0))
+        goto out;
+    for (run.round = 1; rc == 0 && run.round <= run.rounds; run.round++) {
+        uint8_t released[HASH_SIZE];
+        uint64_t sequence = 0;
+        if (private_mode && (rc = reserve_local(ledger, plan, local, &sequence, err)) < 0)
+            break;
+        if ((rc = trainer_round(trainer, lora, &random_system, &progress, err)) < 0)
+            break;
+        hash_bytes(span_of(lora->trained, lora->trained_count * sizeof *lora->trained), released);
+        if (private_mode)
+            rc = ledger_release(ledger, sequence, released, err);
+    }
+out:
+    progress_end(&run.progress);
+    trainer_free(trainer);
+    ledger_close(ledger);
+    return rc;
+}
+
+int command_train(struct cli *cli, struct error *err)
+{
+    struct job_plan *plan = calloc(1, sizeof *plan);
+    const char *out_path = cli_value(cli, "out"), *data_path;
+    int64_t started = clock_monotonic_ms(&clock_system);
+    struct adapter_config adapter;
+    struct config *config = NULL;
+    struct dataset *data = NULL;
+    struct local_plan local;
+    struct lora lora = {0};
+    struct site site = {0};
+    uint64_t declared;
+    int rc;
+
+    if (!plan)
+        return error_set(err, ERR_RESOURCES, "out of memory");
+    if (!cli_switch(cli, "local") || !out_path) {
+        free(plan);
+        return error_set(err, ERR_CONFIG, "train needs --local and --out FOLDER; federated training is `run`");
+    }
+    if ((rc = cli_config(cli, &config, err)) < 0 || (rc = local_options(cli, config, plan, err)) < 0)
+        goto out;
+    data_path = config_path(config, "data.path");
+    if (!data_path) {
+        rc = config_fail(config, "data.path", err, "must name the training records");
+        goto out;
+    }
+    if ((rc = file_make_folder(config_path(config, "state"), 0700, err)) < 0 ||
+        (rc = site_open(&site, config, err)) < 0 ||
+        (rc = adapter_config_parse(span_of(plan->lora, plan->lora_len), &adapter, err)) < 0 ||
+        (rc = adapter_config_build(&adapter, &site.model.config, &lora, err)) < 0)
+        goto out;
+    local_plan_system_message(plan->train.options, local.system_message, sizeof local.system_message);
+    if ((rc = site_dataset(&site, data_path, local.system_message, (int32_t)plan->train.max_len, &data, err)) < 0)
+        goto out;
+    declared = config_is_set(config, "data.declared_records") ? (uint64_t)config_int(config, "data.declared_records")
+                                                              : dataset_count(data);
+    if ((rc = local_plan_make(&local, plan, declared, lora.trained_count, err)) < 0 ||
+        (rc = train_rounds(config, &site, plan, &local, &lora, data, err)) < 0 ||
+        (rc = adapter_export_peft(&lora, &site.model.config, out_path, BASE_MODEL_NAME, err)) < 0)
+        goto out;
+    cli_print_object(cli, json_pack("{s:s,s:I,s:s,s:f,s:f,s:f}", "adapter", out_path, "parameters",
+                                    (json_int_t)lora.trained_count, "dp", local.dp.mode == DP_NONE ? "none" : "record",
+                                    "noise_multiplier", local.dp.z, "sampling_rate", local.dp.q, "seconds",
+                                    (double)(clock_monotonic_ms(&clock_system) - started) / 1000));
+out:
+    dataset_free(data);
+    lora_release(&lora);
+    site_release(&site);
+    config_free(config);
+    free(plan);
+    return rc;
+}
+
+/* --- generate ------------------------------------------------------------------------------------------------------
+ */
+
+static int put_in_slot(struct slot *slot, const struct config *config, const struct site *site, struct error *err)
+{
+    struct served_adapter *served = calloc(1, sizeof *served);
+    struct version version = {0};
+    int rc;
+
+    if (!served)
+        return error_set(err, ERR_RESOURCES, "out of memory");
+    served->references = 1;
+    if ((rc = load_in_use(config, site, &served->lora, &version, err)) < 0) {
+        served_adapter_drop(served);
+    } else {
+        memcpy(served->job, version.statement.job, sizeof served->job);
+        served->version = version.statement.round;
+        hex_encode(version.adapter_sha256, HASH_SIZE, served->sha256);
+        local_plan_system_message(version.options, served->system_message, sizeof served->system_message);
+        slot_put(slot, served);
+    }
+    version_release(&version);
+    return rc;
+}
+
+static void print_piece(void *ctx, struct span text)
+{
+    (void)ctx;
+    fwrite(text.ptr, 1, text.len, stdout);
+    fflush(stdout);
+}
+
+int command_generate(struct cli *cli, struct error *err)
+{
+    const char *system_message = cli_value(cli, "system");
+    struct chat_message messages[2] = {{CHAT_SYSTEM, span_str(system_message ? system_message : "")},
+                                       {CHAT_USER, span_str(cli->args[0])}};
+    struct answer_request request = {.messages = system_message ? messages : messages + 1,
+                                     .message_count = system_message ? 2 : 1};
+    struct answerer *answerer = NULL;
+    struct config *config = NULL;
+    struct site site = {0};
+    struct answer answer = {0};
+    struct slot slot;
+    int64_t tokens;
+    int rc;
+
+    slot_init(&slot);
+    if ((rc = cli_int(cli, "max-tokens", 64, 1, 100000, &tokens, err)) < 0 ||
+        (rc = cli_config(cli, &config, err)) < 0 || (rc = site_open(&site, config, err)) < 0 ||
+        (!cli_switch(cli, "base") && (rc = put_in_slot(&slot, config, &site, err)) < 0) ||
+        (rc = answerer_new(&answerer, &site, (int32_t)config_int(config, "serve.context_tokens"), &random_system,
+                           &clock_system, err)) < 0)
+        goto out;
+    request.tokens_max = (int32_t)tokens;
+    if (cli->format == CLI_TABLE)
+        request.piece = print_piece;
+    if ((rc = answerer_run(answerer, &slot, &request, &answer, err)) < 0)
+        goto out;
+    if (cli->format == CLI_TABLE)
+        fputc('\n', stdout);
+    else
+        cli_print_object(cli, json_pack("{s:s%,s:s,s:i,s:s}", "text", (const char *)answer.text.data, answer.text.len,
+                                        "job", answer.source.job, "adapter_version", (int)answer.source.version,
+                                        "adapter_sha256", answer.source.sha256));
+out:
+    answer_release(&answer);
+    answerer_free(answerer);
+    slot_release(&slot);
+    site_release(&site);
+    config_free(config);
+    return rc;
+}
+
+/* --- model ---------------------------------------------------------------------------------------------------------
+ */
+
+int command_model_describe(struct cli *cli, struct error *err)
+{
+    struct model *model = calloc(1, sizeof *model);
+    struct gguf *gguf = NULL;
+    uint8_t hash[HASH_SIZE];
+    char text[2 * HASH_SIZE + 1];
+    int rc;
+
+    if (!model)
+        return error_set(err, ERR_RESOURCES, "out of memory");
+    if ((rc = gguf_open(cli->args[0], &gguf, err)) == 0 && (rc = gguf_load_model(gguf, model, err)) == 0) {
+        const struct model_config *c = &model->config;
+        struct cli as_json = *cli;
+        hash_bytes(gguf_bytes(gguf), hash);
+        hex_encode(hash, sizeof hash, text);
+        as_json.format = CLI_JSON;
+        cli_print_object(&as_json, json_pack("{s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i}", "name", gguf_name(gguf),
+                                             "sha256", text, "architecture", "llama", "layers", (int)c->layer_count,
+                                             "width", (int)c->d_model, "heads", (int)c->head_count, "kv_heads",
+                                             (int)c->kv_head_count, "head_size", (int)c->head_size, "ff", (int)c->d_ff,
+                                             "vocabulary", (int)c->vocabulary, "context", (int)c->context_length));
+    }
+    gguf_close(gguf);
+    free(model);
+    return rc;
+}
+
+struct version_list {
+    struct site_store *store;
+    struct vault *vault;
+    json_t *rows;
+    struct error *err;
+};
+
+static int list_versions(void *ctx, const char *job, enum consent consent)
+{
+    struct version_list *list = ctx;
+    char path[NODE_PATH_SIZE], sha256[2 * HASH_SIZE + 1];
+    uint32_t newest = 0;
+    int rc = site_store_version(list->store, job, &newest, list->err);
+
+    (void)consent;
+    for (uint32_t round = 1; rc == 0 && round <= newest; round++) {
+        struct version v = {0};
+        struct error problem = {0};
+        version_path(list->vault->config, job, round, path);
+        if (!file_exists(path))
+            continue;
+        if (version_load(&v, list->vault, job, round, &problem) == 0)
+            hex_encode(v.adapter_sha256, HASH_SIZE, sha256);
+        else
+            snprintf(sha256, sizeof sha256, "damaged");
+        json_array_append_new(list->rows,
+                              json_pack("{s:s,s:i,s:s}", "job", job, "version", (int)round, "adapter_sha256", sha256));
+        version_release(&v);
+    }
+    return rc;
+}
+
+int command_model_list(struct cli *cli, struct error *err)
+{
+    static const char *const columns[] = {"job", "version", "adapter_sha256"};
+    struct config *config = NULL;
+    struct vault vault = {0};
+    struct version_list list = {.vault = &vault, .rows = json_array(), .err = err};
+    int rc;
+
+    if ((rc = cli_config(cli, &config, err)) == 0 && (rc = vault_open(&vault, config, &clock_system, err)) == 0 &&
+        (rc = site_store_open(&list.store, config, err)) == 0 &&
+        (rc = site_store_each_job(list.store, list_versions, &list, err)) == 0)
+        cli_print_rows(cli, json_incref(list.rows), columns, ARRAY_LEN(columns));
+    json_decref(list.rows);
+    site_store_close(list.store);
+    vault_release(&vault);
+    config_free(config);
+    return rc;
+}
+
+int command_model_export(struct cli *cli, struct error *err)
+{
+    const char *job = cli->args[0], *path = cli->args[2];
+    struct adapter_config adapter;
+    struct config *config = NULL;
+    struct version version = {0};
+    struct vault vault = {0};
+    struct lora lora = {0};
+    struct site site = {0};
+    int64_t round;
+    int rc;
+
+    if (text_parse_int(cli->args[1], &round) < 0 || round < 1 || round > UINT32_MAX)
+        return error_set(err, ERR_CONFIG, "'%s' is not a version number", cli->args[1]);
+    if ((rc = cli_config(cli, &config, err)) == 0 && (rc = vault_open(&vault, config, &clock_system, err)) == 0 &&
+        (rc = site_open(&site, config, err)) == 0 &&
+        (rc = version_load(&version, &vault, job, (uint32_t)round, err)) == 0 &&
+        (rc = adapter_config_parse(span_of(version.lora_text, version.lora_text_len), &adapter, err)) == 0 &&
+        (rc = adapter_config_build(&adapter, &site.model.config, &lora, err)) == 0) {
+        if (lora.trained_count != version.words)
+            rc = error_set(err, ERR_INTEGRITY, "the version does not fit its LoRA configuration");
+        else
+            memcpy(lora.trained, version.params, version.words * sizeof *version.params);
+    }
+    if (rc == 0)
+        rc = cli_switch(cli, "gguf") ? adapter_export_gguf(&lora, &site.model.config, path, err)
+                                     : adapter_export_peft(&lora, &site.model.config, path, BASE_MODEL_NAME, err);
+    lora_release(&lora);
+    version_release(&version);
+    site_release(&site);
+    vault_release(&vault);
+    config_free(config);
+    return rc;
+}

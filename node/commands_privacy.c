@@ -1,0 +1,158 @@
+/* consent list, show, approve, deny; privacy report, epsilon. */
+#include "base/hex.h"
+#include "node/commands.h"
+#include "node/jobs/site_store.h"
+#include "node/settings.h"
+#include "node/vault/vault.h"
+#include "privacy/accountant.h"
+#include "privacy/ledger.h"
+#include "protocol/client.h"
+
+static int with_store(struct cli *cli, struct config **ret_config, struct site_store **ret_store, struct error *err)
+{
+    int rc = cli_config(cli, ret_config, err);
+
+    return rc < 0 ? rc : site_store_open(ret_store, *ret_config, err);
+}
+
+static int list_job(void *ctx, const char *job, enum consent consent)
+{
+    json_array_append_new(ctx, json_pack("{s:s,s:s}", "job", job, "consent", consent_name(consent)));
+    return 0;
+}
+
+int command_consent_list(struct cli *cli, struct error *err)
+{
+    static const char *const columns[] = {"job", "consent"};
+    struct config *config = NULL;
+    struct site_store *store = NULL;
+    json_t *rows = json_array();
+    int rc = with_store(cli, &config, &store, err);
+
+    if (rc == 0 && (rc = site_store_each_job(store, list_job, rows, err)) == 0)
+        cli_print_rows(cli, json_incref(rows), columns, ARRAY_LEN(columns));
+    json_decref(rows);
+    site_store_close(store);
+    config_free(config);
+    return rc;
+}
+
+static json_t *describe(const struct secagg_info *info, enum consent consent)
+{
+    const struct job_plan *p = &info->plan;
+    char base[2 * HASH_SIZE + 1], author[2 * SIGN_PUBLIC_SIZE + 1];
+
+    hex_encode(p->base_hash, HASH_SIZE, base);
+    hex_encode(p->author, SIGN_PUBLIC_SIZE, author);
+    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:i,s:i,s:i,s:s,s:f,s:f,s:f,s:i,s:i}", "job", p->job, "consent",
+                     consent_name(consent), "author_key", author, "base_model_sha256", base, "lora",
+                     (const char *)p->lora, "parameters_sent", (json_int_t)info->words, "rounds", (int)p->rounds,
+                     "steps_per_round", (int)p->train.local_steps, "batch", (int)p->train.batch, "dp",
+                     p->dp.mode == PLAN_DP_RECORD ? "record" : "none", "epsilon", p->dp.target_epsilon, "delta",
+                     p->dp.delta, "clip", p->dp.clip, "sites_invited", (int)info->quorum.n, "threshold",
+                     (int)info->quorum.t);
+}
+
+int command_consent_show(struct cli *cli, struct error *err)
+{
+    struct secagg_info *info = malloc(sizeof *info);
+    struct config *config = NULL;
+    struct site_store *store = NULL;
+    struct vault vault = {0};
+    struct buffer opening;
+    enum consent consent;
+    int rc;
+
+    buffer_init(&opening, 1 << 20);
+    if (!info)
+        return error_set(err, ERR_RESOURCES, "out of memory");
+    if ((rc = with_store(cli, &config, &store, err)) == 0 &&
+        (rc = vault_open(&vault, config, &clock_system, err)) == 0 &&
+        (rc = site_store_plan(store, cli->args[0], &opening, &consent, err)) == 0 &&
+        (rc = secagg_peek(buffer_span(&opening), &vault.roster, info, err)) == 0)
+        cli_print_object(cli, describe(info, consent));
+    buffer_release(&opening);
+    vault_release(&vault);
+    site_store_close(store);
+    config_free(config);
+    free(info);
+    return rc;
+}
+
+static int decide(struct cli *cli, enum consent consent, struct error *err)
+{
+    struct config *config = NULL;
+    struct site_store *store = NULL;
+    int rc = with_store(cli, &config, &store, err);
+
+    if (rc == 0 && (rc = site_store_decide(store, cli->args[0], consent, err)) == 0)
+        cli_print_line(cli, "job %s: %s", cli->args[0], consent_name(consent));
+    site_store_close(store);
+    config_free(config);
+    return rc;
+}
+
+int command_consent_approve(struct cli *cli, struct error *err)
+{
+    return decide(cli, CONSENT_APPROVED, err);
+}
+
+int command_consent_deny(struct cli *cli, struct error *err)
+{
+    return decide(cli, CONSENT_DENIED, err);
+}
+
+int command_privacy_report(struct cli *cli, struct error *err)
+{
+    struct config *config = NULL;
+    struct ledger *ledger = NULL;
+    struct ledger_spent spent;
+    char path[NODE_PATH_SIZE];
+    int rc = cli_config(cli, &config, err);
+
+    if (rc == 0) {
+        struct ledger_options options = {.site = config_string(config, "site"),
+                                         .epsilon = config_float(config, "policy.max_epsilon"),
+                                         .delta = config_float(config, "policy.delta"),
+                                         .clock = &clock_system,
+                                         .must_exist = true};
+        node_path(config, "ledger.sqlite", path);
+        rc = ledger_open(&ledger, path, &options, err);
+        if (rc == ERR_NOT_FOUND)
+            rc = error_set(err, rc, "%s: nothing was spent yet: no job with differential privacy has begun here", path);
+    }
+    if (rc == 0 && (rc = ledger_verify(ledger, err)) == 0 && (rc = ledger_spent(ledger, NULL, &spent, err)) == 0)
+        cli_print_object(cli, json_pack("{s:s,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:I}", "site", config_string(config, "site"),
+                                        "epsilon_spent", spent.epsilon, "epsilon_budget", spent.budget, "delta",
+                                        spent.delta, "order", spent.order, "steps", (json_int_t)spent.steps, "released",
+                                        (json_int_t)spent.released, "burnt", (json_int_t)spent.burnt, "unfinished",
+                                        (json_int_t)spent.reserved));
+    ledger_close(ledger);
+    config_free(config);
+    return rc;
+}
+
+int command_privacy_epsilon(struct cli *cli, struct error *err)
+{
+    double epsilon, delta, q, z, order = 0;
+    int64_t steps;
+    int rc;
+
+    if ((rc = cli_float(cli, "epsilon", 0, 0, 1000, &epsilon, err)) < 0 ||
+        (rc = cli_float(cli, "noise-multiplier", 0, 0, 10000, &z, err)) < 0 ||
+        (rc = cli_float(cli, "delta", 1e-5, 1e-15, 0.5, &delta, err)) < 0 ||
+        (rc = cli_float(cli, "sampling-rate", 0, 0, 1, &q, err)) < 0 ||
+        (rc = cli_int(cli, "steps", 0, 0, 1000000000, &steps, err)) < 0)
+        return rc;
+    if (!(q > 0) || steps < 1 || (epsilon > 0) == (z > 0))
+        return error_set(err, ERR_CONFIG,
+                         "privacy epsilon needs --sampling-rate, --steps and one of --epsilon and "
+                         "--noise-multiplier");
+    if (epsilon > 0 && (rc = accountant_calibrate(epsilon, delta, q, (uint64_t)steps, &z, err)) < 0)
+        return rc;
+    if ((rc = accountant_epsilon(q, z, (uint64_t)steps, delta, &epsilon, &order, err)) < 0)
+        return rc;
+    cli_print_object(cli, json_pack("{s:f,s:f,s:f,s:f,s:I,s:f}", "epsilon", epsilon, "delta", delta, "noise_multiplier",
+                                    z, "sampling_rate", q, "steps", (json_int_t)steps, "order", order));
+    return 0;
+}

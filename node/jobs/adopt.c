@@ -1,0 +1,160 @@
+#include "base/file.h"
+#include "base/hex.h"
+#include "node/jobs/federation.h"
+#include "node/settings.h"
+#include "protocol/transport/transfer.h"
+
+static int64_t now_s(const struct federation *f)
+{
+    return clock_wall_ms(f->clock) / 1000;
+}
+
+/* An adapter fit for answering, built from a verified version. */
+static int build_served(struct federation *f, const struct version *v, struct served_adapter **ret_served,
+                        struct error *err)
+{
+    struct adapter_config config;
+    struct served_adapter *served;
+    int rc;
+
+    if (memcmp(v->base_hash, f->site->base_hash, HASH_SIZE) != 0)
+        return error_set(err, ERR_CONFIG, "adapter %s version %u is for another base model than model.path",
+                         v->statement.job, v->statement.round);
+    if ((rc = adapter_config_parse(span_of(v->lora_text, v->lora_text_len), &config, err)) < 0)
+        return rc;
+    served = calloc(1, sizeof *served);
+    if (!served)
+        return error_set(err, ERR_RESOURCES, "out of memory");
+    if ((rc = adapter_config_build(&config, &f->site->model.config, &served->lora, err)) < 0) {
+        free(served);
+        return rc;
+    }
+    served->references = 1;
+    if (served->lora.trained_count != v->words) {
+        rc = error_set(err, ERR_INTEGRITY, "adapter %s version %u has %zu parameters, its configuration needs %zu",
+                       v->statement.job, v->statement.round, v->words, served->lora.trained_count);
+        served_adapter_drop(served);
+        return rc;
+    }
+    memcpy(served->lora.trained, v->params, v->words * sizeof *v->params);
+    memcpy(served->job, v->statement.job, sizeof served->job);
+    served->version = v->statement.round;
+    hex_encode(v->adapter_sha256, HASH_SIZE, served->sha256);
+    local_plan_system_message(v->options, served->system_message, sizeof served->system_message);
+    *ret_served = served;
+    return 0;
+}
+
+int adopt_version(struct federation *f, struct version *v, struct error *err)
+{
+    struct served_adapter *served;
+    int rc = build_served(f, v, &served, err);
+
+    if (rc < 0)
+        return rc;
+    if ((rc = site_store_set_version(f->store, v->statement.job, v->statement.round, err)) < 0 ||
+        (rc = site_store_set_served(f->store, v->statement.job, v->statement.round, err)) < 0) {
+        served_adapter_drop(served);
+        return rc;
+    }
+    journal_event(f->journal, "adapter_swapped",
+                  json_pack("{s:s,s:i,s:s}", "job", served->job, "version", (int)served->version, "adapter_sha256",
+                            served->sha256));
+    log_info(&f->log, "adapter %s version %u is in use (%.12s…)", served->job, served->version, served->sha256);
+    slot_put(f->slot, served);
+    version_release(&f->job.version);
+    f->job.version = *v;
+    *v = (struct version){0};
+    return 0;
+}
+
+void adopt_at_start(struct federation *f)
+{
+    char job[SITE_ID_SIZE];
+    uint32_t round;
+    struct version v = {0};
+    struct served_adapter *served;
+    struct error err = {0};
+    int rc = site_store_served(f->store, job, &round, &err);
+
+    if (rc == ERR_NOT_FOUND)
+        return;
+    if (rc == 0 && (rc = version_load(&v, f->vault, job, round, &err)) == 0 &&
+        (rc = build_served(f, &v, &served, &err)) == 0)
+        slot_put(f->slot, served);
+    if (rc < 0) {
+        log_error(&f->log, "the adapter in use before could not be loaded, answering with the base model: %s",
+                  err.message);
+        journal_event(f->journal, "adapter_refused",
+                      json_pack("{s:s,s:i,s:s}", "job", job, "version", (int)round, "reason", err.message));
+    }
+    version_release(&v);
+}
+
+/* SESSION_PROOF → the co-signatures and the hash of the state's bytes. */
+static int fetch_proof(struct federation *f, const char *job, uint64_t version, struct buffer *reply,
+                       struct span *ret_proof, uint8_t ret_state_sha256[HASH_SIZE], struct error *err)
+{
+    struct buffer request;
+    struct reader r;
+    int rc;
+
+    buffer_init(&request, 256);
+    buffer_string(&request, job);
+    buffer_u64(&request, version);
+    rc = federation_call(f, SESSION_PROOF, buffer_span(&request), reply, 60000, err);
+    buffer_release(&request);
+    if (rc < 0)
+        return rc;
+    r = reader_of(buffer_span(reply));
+    *ret_proof = reader_bytes(&r, COSIGN_PROOF_MAX);
+    reader_copy(&r, ret_state_sha256, HASH_SIZE);
+    return reader_done(&r) ? 0
+                           : error_set(err, ERR_INTEGRITY, "malformed proof of version %llu of job %s",
+                                       (unsigned long long)version, job);
+}
+
+int adopt_missing(struct federation *f, const struct secagg_info *info, uint64_t version, struct error *err)
+{
+    struct cosign_statement statement;
+    struct transfer_options options = {.deadline_ms = 600000, .clock = f->clock, .rng = f->rng};
+    struct rpc_channel channel = rpc_client_channel(f->rpc);
+    struct buffer reply, state;
+    struct version v = {0};
+    struct span proof;
+    uint8_t sha256[HASH_SIZE];
+    int rc;
+
+    buffer_init(&reply, COSIGN_PROOF_MAX + 256);
+    buffer_init(&state, (size_t)info->words * 2 * sizeof(float));
+    if ((rc = fetch_proof(f, info->job, version, &reply, &proof, sha256, err)) < 0 ||
+        (rc = cosign_verify(proof, &f->vault->roster, now_s(f), (uint32_t)config_int(f->config, "policy.min_colluders"),
+                            &statement, err)) < 0)
+        goto out;
+    if (strcmp(statement.job, info->job) != 0 || memcmp(statement.next_hash, info->model_hash, HASH_SIZE) != 0) {
+        rc = error_set(err, ERR_INTEGRITY,
+                       "job %s round %u: the model that the round starts from is not the one that "
+                       "the sites co-signed",
+                       info->job, info->round);
+        goto out;
+    }
+    if ((rc = transfer_download(&channel, "state", sha256, &state, &options, err)) < 0)
+        goto out;
+    if (state.len != (size_t)info->words * 2 * sizeof(float)) {
+        rc = error_set(err, ERR_INTEGRITY, "job %s: the model state has %zu bytes, expected %zu", info->job, state.len,
+                       (size_t)info->words * 2 * sizeof(float));
+        goto out;
+    }
+    if ((rc = version_from_state(&v, &info->plan, &statement, (const float *)(const void *)state.data,
+                                 (size_t)info->words, err)) == 0 &&
+        (rc = version_store(&v, f->vault, proof, err)) == 0) {
+        journal_event(f->journal, "caught_up",
+                      json_pack("{s:s,s:i}", "job", info->job, "version", (int)statement.round));
+        rc = adopt_version(f, &v, err);
+    }
+out:
+    version_release(&v);
+    buffer_release(&reply);
+    buffer_release(&state);
+    return rc;
+}

@@ -1,0 +1,529 @@
+#include "base/file.h"
+#include "base/hex.h"
+#include "crypto/random.h"
+#include "node/jobs/crash.h"
+#include "node/jobs/federation.h"
+#include "node/jobs/policy.h"
+#include "node/settings.h"
+#include "protocol/quantise.h"
+#include "protocol/transport/transfer.h"
+
+#define BEAT_EVERY_MS 4000
+#define M10_BYTES_MAX ((size_t)16 << 20)
+
+void job_runtime_release(struct job_runtime *job)
+{
+    trainer_free(job->trainer);
+    dataset_free(job->data);
+    lora_release(&job->lora);
+    version_release(&job->version);
+    *job = (struct job_runtime){0};
+}
+
+void round_drop(struct federation *f, const char *reason)
+{
+    struct attempt *a = &f->attempt;
+    struct error err = {0};
+
+    if (a->reservation && !a->released && ledger_burn(f->ledger, a->reservation, reason, &err) < 0)
+        log_error(&f->log, "privacy ledger: %s", err.message);
+    secagg_client_free(a->client);
+    if (a->ring) {
+        explicit_bzero(a->ring, f->job.lora.trained_count * sizeof *a->ring);
+        free(a->ring);
+    }
+    *a = (struct attempt){0};
+}
+
+/* --- before training: may this site take part, and what would it cost? -------------------------------------------- */
+
+static int ask_consent(struct federation *f, const struct job_plan *plan, struct span opening, struct error *err)
+{
+    enum consent consent;
+    int rc = site_store_consent(f->store, plan->job, plan->hash, opening, &consent, err);
+
+    if (rc < 0)
+        return rc;
+    if (consent == CONSENT_DENIED)
+        return error_set(err, ERR_POLICY, "job %s was denied at this site", plan->job);
+    if (consent == CONSENT_PENDING && strcmp(config_string(f->config, "policy.consent"), "ask") == 0)
+        return error_set(err, ERR_POLICY,
+                         "job %s waits for consent: `consilium-node consent show %s`, then approve or deny", plan->job,
+                         plan->job);
+    return 0;
+}
+
+static int declared_records(struct federation *f, const struct dataset *data, uint64_t *ret, struct error *err)
+{
+    uint64_t declared = 0;
+    int rc;
+
+    if (config_is_set(f->config, "data.declared_records")) {
+        *ret = (uint64_t)config_int(f->config, "data.declared_records");
+        return 0;
+    }
+    if ((rc = site_store_declared(f->store, &declared, err)) < 0)
+        return rc;
+    if (declared == 0) {
+        declared = dataset_count(data);
+        if ((rc = site_store_set_declared(f->store, declared, err)) < 0)
+            return rc;
+    }
+    *ret = declared;
+    return 0;
+}
+
+static int make_trainer(struct federation *f, struct job_runtime *job, struct error *err)
+{
+    struct trainer_options options = {.ops = f->site->ops,
+                                      .pool = f->site->pool,
+                                      .precision = f->site->precision,
+                                      .tokens_max = (int32_t)config_int(f->config, "device.batch_tokens"),
+                                      .example_tokens_max = (int32_t)job->plan.train.max_len,
+                                      .optimizer = job->local.optimizer,
+                                      .plan = job->local.dp};
+
+    return trainer_new(&options, &f->site->model, &job->lora, job->data, &job->trainer, err);
+}
+
+static int load_version(struct federation *f, struct job_runtime *job, struct error *err)
+{
+    uint32_t round = 0;
+    int rc = site_store_version(f->store, job->plan.job, &round, err);
+
+    if (rc < 0)
+        return rc;
+    if (round > 0) {
+        rc = version_load(&job->version, f->vault, job->plan.job, round, err);
+        if (rc == 0)
+            return 0;
+        log_warn(&f->log, "%s; the version is fetched again", err ? err->message : "");
+    }
+    return version_first(&job->version, &job->plan, job->lora.trained_count, err);
+}
+
+/* Everything of a job that lasts over its rounds. */
+static int prepare_job(struct federation *f, const struct job_plan *plan, struct error *err)
+{
+    struct job_runtime job = {.plan = *plan};
+    const char *path = config_path(f->config, "data.path");
+    uint64_t declared = 0;
+    int rc;
+
+    if (f->job.present && memcmp(f->job.plan.hash, plan->hash, HASH_SIZE) == 0)
+        return 0;
+    if (!path)
+        return error_set(err, ERR_POLICY, "this site has no training records (data.path is not set)");
+    if ((rc = adapter_config_parse(span_of(plan->lora, plan->lora_len), &job.adapter, err)) < 0 ||
+        (rc = adapter_config_build(&job.adapter, &f->site->model.config, &job.lora, err)) < 0 ||
+        (rc = local_plan_make(&job.local, plan, 1, job.lora.trained_count, err)) < 0 ||
+        (rc = site_dataset(f->site, path, job.local.system_message, (int32_t)plan->train.max_len, &job.data, err)) <
+            0 ||
+        (rc = declared_records(f, job.data, &declared, err)) < 0 ||
+        (rc = local_plan_make(&job.local, plan, declared, job.lora.trained_count, err)) < 0 ||
+        (rc = make_trainer(f, &job, err)) < 0 || (rc = load_version(f, &job, err)) < 0) {
+        job_runtime_release(&job);
+        return rc;
+    }
+    job.present = true;
+    job_runtime_release(&f->job);
+    f->job = job;
+    return 0;
+}
+
+static int open_ledger(struct federation *f, struct error *err)
+{
+    char path[NODE_PATH_SIZE];
+    struct ledger_options options = {.site = config_string(f->config, "site"),
+                                     .epsilon = config_float(f->config, "policy.max_epsilon"),
+                                     .delta = config_float(f->config, "policy.delta"),
+                                     .expected = &f->job.local.dp,
+                                     .clock = f->clock};
+    uint32_t burnt = 0;
+    int rc;
+
+    if (f->ledger)
+        return 0;
+    node_path(f->config, "ledger.sqlite", path);
+    if ((rc = ledger_open(&f->ledger, path, &options, err)) < 0)
+        return rc;
+    rc = ledger_burn_open(f->ledger, "the daemon was restarted", &burnt, err);
+    if (rc == 0 && burnt > 0)
+        log_warn(&f->log, "privacy ledger: %u unfinished reservations of before the restart count as spent", burnt);
+    return rc;
+}
+
+/* Under the site's own key, so that nobody outside can test guesses about the records against it. */
+static int dataset_commitment(struct federation *f, uint8_t out[HASH_SIZE], struct error *err)
+{
+    uint8_t key[HASH_SIZE], content[HASH_SIZE];
+    int rc = hash_file(config_path(f->config, "data.path"), content, NULL, err);
+
+    if (rc < 0)
+        return rc;
+    hkdf_labelled(span_of(identity_sign_key(f->vault->key)->secret, SIGN_SECRET_SIZE), span_of(NULL, 0),
+                  "consilium/dataset-commitment", NULL, 0, key, sizeof key);
+    hmac_bytes(span_of(key, sizeof key), span_of(content, sizeof content), out);
+    explicit_bzero(key, sizeof key);
+    return 0;
+}
+
+static int reserve(struct federation *f, const struct secagg_info *info, struct error *err)
+{
+    struct ledger_request request = {.job = info->job,
+                                     .plan = &f->job.local.dp,
+                                     .first_step = (uint64_t)(info->round - 1) * info->plan.train.local_steps,
+                                     .steps = info->plan.train.local_steps};
+    struct error ignored;
+    int rc;
+
+    if (f->job.local.dp.mode == DP_NONE)
+        return 0;
+    if ((rc = open_ledger(f, err)) < 0)
+        return rc;
+    memcpy(request.job_hash, info->plan.hash, HASH_SIZE);
+    if (hash_file("/proc/self/exe", request.binary_hash, NULL, &ignored) < 0)
+        memset(request.binary_hash, 0, HASH_SIZE);
+    if ((rc = dataset_commitment(f, request.dataset, err)) < 0 ||
+        (rc = ledger_reserve(f->ledger, &request, &f->attempt.reservation, err)) < 0)
+        return rc;
+    crash_point("reserved", info->round);
+    return 0;
+}
+
+/* --- M0 ------------------------------------------------------------------------------------------------------------
+ */
+
+static int start_client(struct federation *f, const struct secagg_info *info, struct span m0, struct error *err)
+{
+    struct ledger_head head = {0};
+    struct secagg_client_config config = {.site_id = config_string(f->config, "site"),
+                                          .identity = identity_sign_key(f->vault->key),
+                                          .roster = &f->vault->roster,
+                                          .policy = policy_secagg(f->config),
+                                          .plan_hash = f->job.plan.hash,
+                                          .model_hash = f->job.version.model_hash,
+                                          .words = f->job.lora.trained_count,
+                                          .log = site_store_log(f->store),
+                                          .witness = site_store_witness(f->store),
+                                          .rng = f->rng,
+                                          .now_s = clock_wall_ms(f->clock) / 1000};
+    int rc;
+
+    (void)info;
+    if (f->ledger && (rc = ledger_head(f->ledger, &head, err)) < 0)
+        return rc;
+    config.ledger_sequence = head.sequence;
+    config.ledger_head = head.hash;
+    return secagg_client_new(&f->attempt.client, &config, m0, err);
+}
+
+static bool report_progress(void *ctx, uint32_t step, uint32_t steps, uint32_t done, uint32_t sampled)
+{
+    struct federation *f = ctx;
+    int64_t now = clock_monotonic_ms(f->clock);
+    struct buffer reply;
+    uint16_t status;
+
+    (void)done;
+    (void)sampled; /* realised batch sizes stay here */
+    if (now - f->beat_ms < BEAT_EVERY_MS)
+        return *f->stop != 0;
+    f->beat_ms = now;
+    log_debug(&f->log, "training, step %u of %u", step + 1, steps);
+    buffer_init(&reply, 4096);
+    if (rpc_call(f->rpc, SESSION_BEAT, span_of(NULL, 0), &reply, &status, 2000, NULL) < 0)
+        log_debug(&f->log, "the aggregator cannot be reached; training goes on");
+    buffer_release(&reply);
+    return *f->stop != 0;
+}
+
+/* Trains from the current version; the quantised difference goes to attempt.ring. */
+static int train_and_quantise(struct federation *f, const struct secagg_info *info, struct error *err)
+{
+    struct trainer_progress progress = {report_progress, f};
+    size_t words = f->job.lora.trained_count;
+    int64_t started = clock_monotonic_ms(f->clock);
+    float *trained = f->job.lora.trained;
+    int rc;
+
+    memcpy(trained, f->job.version.params, words * sizeof *trained);
+    if ((rc = trainer_round(f->job.trainer, &f->job.lora, f->rng, &progress, err)) < 0)
+        return rc;
+    for (size_t i = 0; i < words; i++)
+        trained[i] -= f->job.version.params[i];
+    f->attempt.ring = malloc(words * sizeof *f->attempt.ring);
+    if (!f->attempt.ring)
+        return error_set(err, ERR_RESOURCES, "out of memory for the update");
+    rc = quantise_update(trained, words, info->plan.aggregation.update_clip, info->plan.aggregation.grid_bits,
+                         info->clamp, f->rng, f->attempt.ring, NULL, err);
+    explicit_bzero(trained, words * sizeof *trained);
+    journal_event(f->journal, "trained",
+                  json_pack("{s:s,s:i,s:f}", "job", info->job, "round", (int)info->round, "seconds",
+                            (double)(clock_monotonic_ms(f->clock) - started) / 1000));
+    return rc;
+}
+
+static int check_open(struct federation *f, struct span m0, uint64_t version, struct secagg_info *info,
+                      struct error *err)
+{
+    int rc = secagg_peek(m0, &f->vault->roster, info, err);
+
+    if (rc < 0 || (rc = policy_check_plan(f->config, &info->plan, f->site->base_hash, err)) < 0)
+        return rc;
+    if ((rc = ask_consent(f, &info->plan, m0, err)) < 0 || (rc = policy_check_hours(f->config, f->clock, err)) < 0 ||
+        (rc = prepare_job(f, &info->plan, err)) < 0)
+        return rc;
+    if (memcmp(f->job.version.model_hash, info->model_hash, HASH_SIZE) == 0)
+        return 0;
+    if (version == 0)
+        return error_set(err, ERR_INTEGRITY, "job %s starts from a model state that is not its first one", info->job);
+    return adopt_missing(f, info, version, err);
+}
+
+static int decline(struct federation *f, const struct session_event *event, int code, struct error *err)
+{
+    struct error ignored = {0};
+
+    journal_event(f->journal, "round_refused",
+                  json_pack("{s:s,s:I,s:i,s:s}", "job", event->job, "round", (json_int_t)event->round, "code",
+                            error_exit_code(code), "reason", err->message));
+    log_warn(&f->log, "not taking part: %s", err->message);
+    if (federation_send(f, SESSION_DECLINE, event, span_str(err->message), &ignored) < 0)
+        log_debug(&f->log, "the aggregator was not told: %s", ignored.message);
+    round_drop(f, err->message);
+    return 0;
+}
+
+static int on_open(struct federation *f, const struct session_event *event, struct error *err)
+{
+    struct reader r = reader_of(event->payload);
+    struct span m0 = reader_bytes(&r, 1 << 20), m1;
+    uint64_t version = reader_u64(&r);
+    struct secagg_info *info;
+    int rc;
+
+    round_drop(f, "another round was opened");
+    if (!reader_done(&r))
+        return error_set(err, ERR_INTEGRITY, "malformed opening of a round");
+    info = malloc(sizeof *info);
+    if (!info)
+        return error_set(err, ERR_RESOURCES, "out of memory");
+    f->attempt.opened_ms = clock_monotonic_ms(f->clock);
+    f->attempt.before = rpc_client_counters(f->rpc);
+    rc = check_open(f, m0, version, info, err);
+    if (rc == 0)
+        rc = reserve(f, info, err);
+    if (rc == 0)
+        rc = start_client(f, info, m0, err);
+    if (rc < 0) {
+        free(info);
+        return rc == ERR_CONNECT || rc == ERR_TIMEOUT ? rc : decline(f, event, rc, err);
+    }
+    journal_event(f->journal, "round_opened", json_pack("{s:s,s:i}", "job", info->job, "round", (int)info->round));
+    log_info(&f->log, "training");
+    rc = train_and_quantise(f, info, err);
+    crash_point("trained", info->round);
+    if (rc == 0 && (rc = secagg_client_advertise(f->attempt.client, &m1, err)) == 0)
+        rc = federation_send(f, SESSION_M1_ADVERTISE, event, m1, err);
+    free(info);
+    return rc;
+}
+
+/* --- M2 to M9 ------------------------------------------------------------------------------------------------------
+ */
+
+static int on_keys(struct federation *f, const struct session_event *event, struct error *err)
+{
+    struct span m3;
+    int rc = secagg_client_on_keys(f->attempt.client, event->payload, &m3, err);
+
+    if (rc == 0)
+        rc = federation_send(f, SESSION_M3_SHARES, event, m3, err);
+    crash_point("shares-sent", event->round);
+    return rc;
+}
+
+static int release_reservation(struct federation *f, const uint8_t root[HASH_SIZE], struct error *err)
+{
+    int rc;
+
+    if (!f->attempt.reservation || f->attempt.released)
+        return 0;
+    if ((rc = ledger_release(f->ledger, f->attempt.reservation, root, err)) == 0)
+        f->attempt.released = true;
+    return rc;
+}
+
+static void crash_in_upload(void *ctx, uint64_t done_bytes, uint64_t total_bytes)
+{
+    const struct session_event *event = ctx;
+
+    if (done_bytes > 0 && done_bytes < total_bytes)
+        crash_point("masked-sending", event->round);
+}
+
+static int on_deliver(struct federation *f, const struct session_event *event, struct error *err)
+{
+    const struct secagg_info *info = secagg_client_info(f->attempt.client);
+    struct transfer_options options = {.chunk_bytes = info->chunk_bytes,
+                                       .deadline_ms = (int64_t)info->plan.stage_deadline_s * 1000,
+                                       .clock = f->clock,
+                                       .rng = f->rng,
+                                       .progress = crash_in_upload,
+                                       .progress_ctx = (void *)(uintptr_t)event};
+    struct transfer_id id = {.round = info->round, .attempt = info->attempt, .name = "masked"};
+    struct rpc_channel channel = rpc_client_channel(f->rpc);
+    uint8_t root[HASH_SIZE];
+    struct span m5;
+    int rc;
+
+    snprintf(id.job, sizeof id.job, "%s", info->job);
+    if ((rc = secagg_client_on_deliver(f->attempt.client, event->payload, err)) < 0 ||
+        (rc = secagg_client_mask(f->attempt.client, f->attempt.ring, root, &m5, err)) < 0 ||
+        (rc = release_reservation(f, root, err)) < 0 ||
+        (rc = transfer_upload(&channel, &id, span_of(f->attempt.ring, (size_t)info->words * sizeof *f->attempt.ring),
+                              &options, err)) < 0 ||
+        (rc = federation_send(f, SESSION_M5_MASKED, event, m5, err)) < 0)
+        return rc;
+    f->attempt.masked = true;
+    journal_event(f->journal, "masked_acknowledged",
+                  json_pack("{s:s,s:i,s:I}", "job", info->job, "round", (int)info->round, "vector_bytes",
+                            (json_int_t)(info->words * sizeof *f->attempt.ring)));
+    crash_point("masked-acknowledged", info->round);
+    return 0;
+}
+
+static int on_survivors(struct federation *f, const struct session_event *event, struct error *err)
+{
+    struct span m7;
+    int rc = secagg_client_on_survivors(f->attempt.client, event->payload, &m7, err);
+
+    if (rc < 0)
+        return rc;
+    crash_point("consistency-signed", event->round);
+    return federation_send(f, SESSION_M7_CONSISTENCY, event, m7, err);
+}
+
+static int on_quorum(struct federation *f, const struct session_event *event, struct error *err)
+{
+    struct span m9;
+    int rc = secagg_client_on_quorum(f->attempt.client, event->payload, &m9, err);
+
+    if (rc == 0)
+        rc = federation_send(f, SESSION_M9_UNMASK, event, m9, err);
+    crash_point("unmask-sent", event->round);
+    return rc;
+}
+
+/* --- M10 -----------------------------------------------------------------------------------------------------------
+ */
+
+static int recompute(struct federation *f, struct span m10, const uint32_t *sum, struct version *ret_version,
+                     struct secagg_result_out *ret_out, struct error *err)
+{
+    const struct job_runtime *job = &f->job;
+    size_t words = job->version.words;
+    float *next = malloc(2 * words * sizeof *next);
+    struct secagg_result_in in = {.sum = sum,
+                                  .previous = {job->version.params, job->version.momentum, words},
+                                  .next_params = next,
+                                  .next_momentum = next ? next + words : NULL};
+    int rc;
+
+    if (!next)
+        return error_set(err, ERR_RESOURCES, "out of memory for the next version");
+    session_frozen_hash(span_of(job->plan.lora, job->plan.lora_len), in.frozen_hash);
+    if ((rc = secagg_client_on_result(f->attempt.client, m10, &in, ret_out, err)) == 0)
+        rc = version_from_state(ret_version, &job->plan, &ret_out->statement, next, words, err);
+    free(next);
+    return rc;
+}
+
+static void journal_round(struct federation *f, const struct secagg_info *info)
+{
+    struct rpc_counters now = rpc_client_counters(f->rpc);
+    struct ledger_spent spent = {0};
+    struct error ignored;
+
+    if (f->ledger && ledger_spent(f->ledger, NULL, &spent, &ignored) < 0)
+        spent.epsilon = -1;
+    journal_event(f->journal, "round_done",
+                  json_pack("{s:s,s:i,s:i,s:I,s:I,s:f,s:f,s:f}", "job", info->job, "round", (int)info->round,
+                            "survivors", (int)info->survivors, "bytes_up",
+                            (json_int_t)(now.bytes_sent - f->attempt.before.bytes_sent), "bytes_down",
+                            (json_int_t)(now.bytes_received - f->attempt.before.bytes_received), "epsilon",
+                            spent.epsilon, "delta", spent.delta, "seconds",
+                            (double)(clock_monotonic_ms(f->clock) - f->attempt.opened_ms) / 1000));
+}
+
+static int on_result(struct federation *f, const struct session_event *event, struct error *err)
+{
+    const struct secagg_info *info = secagg_client_info(f->attempt.client);
+    struct transfer_options options = {
+        .deadline_ms = (int64_t)info->plan.stage_deadline_s * 1000, .clock = f->clock, .rng = f->rng};
+    struct rpc_channel channel = rpc_client_channel(f->rpc);
+    struct reader r = reader_of(event->payload);
+    struct span m10 = reader_bytes(&r, M10_BYTES_MAX);
+    struct secagg_result_out out;
+    struct version version = {0};
+    uint8_t sha256[HASH_SIZE];
+    struct buffer sum;
+    int rc;
+
+    reader_copy(&r, sha256, sizeof sha256);
+    buffer_init(&sum, (size_t)info->words * sizeof(uint32_t));
+    if (!reader_done(&r))
+        rc = error_set(err, ERR_INTEGRITY, "malformed result of a round");
+    else
+        rc = transfer_download(&channel, "sum", sha256, &sum, &options, err);
+    if (rc == 0 && sum.len != (size_t)info->words * sizeof(uint32_t))
+        rc = error_set(err, ERR_INTEGRITY, "the round's sum has %zu bytes, expected %zu", sum.len,
+                       (size_t)info->words * sizeof(uint32_t));
+    if (rc == 0 && (rc = recompute(f, m10, (const uint32_t *)(const void *)sum.data, &version, &out, err)) == 0 &&
+        (rc = version_store(&version, f->vault, span_of(NULL, 0), err)) == 0) {
+        crash_point("result", event->round);
+        if ((rc = adopt_version(f, &version, err)) == 0)
+            rc = federation_send(f, SESSION_COSIGN, event, span_of(out.signature, sizeof out.signature), err);
+    }
+    buffer_release(&sum);
+    version_release(&version);
+    if (rc == 0) {
+        journal_round(f, info);
+        round_drop(f, "done");
+    }
+    return rc;
+}
+
+int round_on_event(struct federation *f, const struct session_event *event, struct error *err)
+{
+    const struct secagg_info *info = f->attempt.client ? secagg_client_info(f->attempt.client) : NULL;
+
+    if (event->kind == SESSION_OPEN)
+        return on_open(f, event, err);
+    if (event->kind == SESSION_DONE) {
+        round_drop(f, "the job ended");
+        journal_event(f->journal, "job_done", json_pack("{s:s}", "job", event->job));
+        log_info(&f->log, "job done");
+        return 0;
+    }
+    if (!info || strcmp(info->job, event->job) != 0 || info->round != event->round || info->attempt != event->attempt)
+        return 0; /* of an attempt that this process is not in: it joins the next one */
+    switch (event->kind) {
+    case SESSION_KEYS:
+        return on_keys(f, event, err);
+    case SESSION_DELIVER:
+        return on_deliver(f, event, err);
+    case SESSION_SURVIVORS:
+        return on_survivors(f, event, err);
+    case SESSION_QUORUM:
+        return on_quorum(f, event, err);
+    case SESSION_RESULT:
+        return on_result(f, event, err);
+    case SESSION_ABORT:
+        return error_set(err, ERR_FAILED, "the round was ended: %.*s",
+                         event->payload.len < 300 ? (int)event->payload.len : 300, (const char *)event->payload.ptr);
+    default:
+        return 0;
+    }
+}

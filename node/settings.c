@@ -1,0 +1,76 @@
+#include "node/settings.h"
+
+#include "base/file.h"
+
+static const struct config_key keys[] = {
+    {"version", CONFIG_INT, .required = true, .text = "1", .min = 1, .max = 1,
+     .help = "Version of this file's format."},
+    {"site", CONFIG_STRING, .required = true, .example = "clinic-a", .max = 63,
+     .help = "Name of this site in the federation: a-z, 0-9 and -."},
+    {"state", CONFIG_PATH, .required = true, .example = "state",
+     .help = "Folder for keys, the privacy ledger, adapters and the journal. Only this user may read it."},
+
+    {"aggregator.url", CONFIG_STRING, .required = true, .example = "tcp://aggregator.example.org:7400", .max = 300,
+     .help = "Where the aggregator listens. The site only connects outwards, to this one port."},
+    {"aggregator.federation", CONFIG_STRING, .required = true, .example = "rare-diseases", .max = 63,
+     .help = "Name of the federation; it must stand in the aggregator's certificate."},
+
+    {"model.path", CONFIG_PATH, .required = true, .example = "SmolLM2-135M-Instruct.Q4_1.gguf",
+     .help = "Base model, a GGUF file. Jobs name its SHA-256."},
+
+    {"device.threads", CONFIG_INT, .text = "1", .min = 1, .max = 256, .unit = "threads",
+     .help = "Threads for training and answering."},
+    {"device.instructions", CONFIG_ENUM, .text = "auto", .choices = "auto|scalar|avx2|avx512|avx512-bf16",
+     .help = "Best instruction set to use; auto takes what the CPU has."},
+    {"device.precision", CONFIG_ENUM, .text = "bf16", .choices = "bf16|f32",
+     .help = "What products with frozen weights multiply in where the CPU can; sums are always 32-bit."},
+    {"device.batch_tokens", CONFIG_INT, .text = "512", .min = 16, .max = 65536, .unit = "tokens",
+     .help = "Rows of a micro-batch; bounds the memory of a training step, never its result."},
+
+    {"data.path", CONFIG_PATH, .example = "records.jsonl",
+     .help = "Training records, JSON lines {\"messages\": [...]}. A site without it evaluates and serves only."},
+    {"data.declared_records", CONFIG_INT, .min = 1, .max = 4294967295.0, .unit = "records",
+     .help =
+         "Number of records that this site declares; it is public and fixes the sampling rate and the denominators. "
+         "Unset: as many as the file has at the first use."},
+
+    {"policy.consent", CONFIG_ENUM, .text = "ask", .choices = "ask|within-policy",
+     .help =
+         "ask: a person approves each job with `consilium-node consent approve`. within-policy: a job that keeps this "
+         "policy may start."},
+    {"policy.allow_without_dp", CONFIG_BOOL, .text = "false",
+     .help = "Accept jobs without differential privacy. Their updates may reveal single records to whoever gets the "
+             "adapter."},
+    {"policy.max_epsilon", CONFIG_FLOAT, .text = "8", .min = 0.01, .max = 100, .unit = "epsilon",
+     .help = "Privacy budget of this site over all jobs, at policy.delta. Enforced on disk before any record is read."},
+    {"policy.delta", CONFIG_FLOAT, .text = "0.00001", .min = 1e-12, .max = 0.01, .unit = "probability",
+     .help = "Delta of the budget; fixed when the ledger is created."},
+    {"policy.min_sites", CONFIG_INT, .text = "3", .min = 3, .max = 200, .unit = "sites",
+     .help = "Least number of sites invited to a round that this site takes part in."},
+    {"policy.min_colluders", CONFIG_INT, .text = "1", .min = 1, .max = 100, .unit = "sites",
+     .help = "Least number of colluding sites that a job must assume."},
+    {"policy.min_honest", CONFIG_INT, .text = "2", .min = 2, .max = 100, .unit = "sites",
+     .help = "Least number of honest sites in every sum."},
+    {"policy.hours", CONFIG_LIST, .max = 16, .example = "",
+     .help = "Hours of the day, local time, in which training may start, as \"22:00-06:00\". Unset: always."},
+
+    {"serve.listen", CONFIG_STRING, .example = "unix:/run/consilium/serve.sock", .max = 300,
+     .help = "Where the OpenAI-compatible endpoint listens: unix:/path or a loopback host:port. Unset: not served."},
+    {"serve.token_file", CONFIG_PATH,
+     .help = "First line is the bearer token that clients must send; needed when listening on TCP."},
+    {"serve.context_tokens", CONFIG_INT, .text = "2048", .min = 64, .max = 131072, .unit = "tokens",
+     .help = "Longest conversation, prompt and answer together."},
+
+    {"log.level", CONFIG_ENUM, .text = "info", .choices = "debug|info|warn|error", .help = "Least level on stderr."},
+};
+
+const struct config_schema node_schema = {
+    "node.yaml",
+    "Configuration of consilium-node, the daemon of one site. Relative paths are taken from this file's folder.\n"
+    "Every key may also come from the environment: policy.max_epsilon is CONSILIUM_POLICY_MAX_EPSILON.",
+    keys, ARRAY_LEN(keys)};
+
+void node_path(const struct config *config, const char *name, char out[NODE_PATH_SIZE])
+{
+    file_join(out, NODE_PATH_SIZE, config_path(config, "state"), name);
+}

@@ -1,0 +1,233 @@
+#include "node/train/evaluate.h"
+
+#define BATCH_PROMPTS 8 /* prompts computed and scored in one packed pass */
+#define ROWS_MAX 512
+
+struct evaluation {
+    const struct evaluate_options *options;
+    const struct model *model;
+    const struct tokenizer *tokenizer;
+    const struct lora *lora;
+    const struct dataset *data;
+    size_t records;
+    struct infer *infer;
+    struct kv_cache *caches[BATCH_PROMPTS];
+    struct kv_cache *prefix; /* the tokens that every prompt begins with */
+    struct infer_candidate *candidates;
+    float *logits;
+};
+
+/* The i-th evaluated record: evenly spaced over the file, which may be sorted. */
+static size_t record_at(const struct evaluation *e, size_t i)
+{
+    return i * dataset_count(e->data) / e->records;
+}
+
+static void release(struct evaluation *e)
+{
+    for (size_t i = 0; i < BATCH_PROMPTS; i++)
+        kv_cache_free(e->caches[i]);
+    kv_cache_free(e->prefix);
+    infer_free(e->infer);
+    free(e->candidates);
+    free(e->logits);
+}
+
+static int prepare(struct evaluation *e, struct error *err)
+{
+    const struct dataset_report *report = dataset_report(e->data);
+    int32_t context = (int32_t)report->longest;
+    struct infer_options options = {.ops = e->options->ops,
+                                    .pool = e->options->pool,
+                                    .precision = e->options->precision,
+                                    .rows_max = ROWS_MAX,
+                                    .rank_max = e->lora ? e->lora->config.rank : 0};
+    int rc;
+
+    for (size_t a = 0; a < dataset_answer_count(e->data); a++)
+        context = context > (int32_t)report->longest + dataset_answer_at(e->data, a)->count
+                      ? context
+                      : (int32_t)report->longest + dataset_answer_at(e->data, a)->count;
+    if (dataset_answer_count(e->data) == 0)
+        context += e->options->answer_tokens_max;
+    if (context > e->model->config.context_length)
+        return error_set(err, ERR_CONFIG, "evaluation needs %d tokens of context, the model has %d", context,
+                         e->model->config.context_length);
+    options.context_max = context;
+    if ((rc = infer_new(&options, e->model, &e->infer, err)) < 0)
+        return rc;
+    for (size_t i = 0; i < BATCH_PROMPTS; i++)
+        if ((rc = kv_cache_new(e->model, context, &e->caches[i], err)) < 0)
+            return rc;
+    if ((rc = kv_cache_new(e->model, context, &e->prefix, err)) < 0)
+        return rc;
+    e->candidates = calloc((size_t)BATCH_PROMPTS * DATASET_ANSWERS_MAX, sizeof *e->candidates);
+    e->logits = malloc(sizeof *e->logits * (size_t)e->model->config.vocabulary);
+    return e->candidates && e->logits ? 0 : error_set(err, ERR_RESOURCES, "out of memory for the evaluation");
+}
+
+/* Computes what all prompts share once. */
+static int compute_prefix(struct evaluation *e, struct error *err)
+{
+    struct batch_example first, other;
+    int32_t shared;
+    struct infer_extend item;
+
+    dataset_example(e->data, record_at(e, 0), &first);
+    shared = dataset_prompt_length(e->data, record_at(e, 0)) - 1;
+    for (size_t i = 1; i < e->records && shared > 0; i++) {
+        int32_t limit = dataset_prompt_length(e->data, record_at(e, i)) - 1, n = 0;
+        dataset_example(e->data, record_at(e, i), &other);
+        while (n < limit && n < shared && other.ids[n] == first.ids[n])
+            n++;
+        shared = n;
+    }
+    if (shared < 1)
+        return 0;
+    item = (struct infer_extend){e->prefix, first.ids, shared};
+    return infer_extend(e->infer, e->lora, &item, 1, err);
+}
+
+static int prefill(struct evaluation *e, size_t first, size_t count, struct error *err)
+{
+    struct infer_extend items[BATCH_PROMPTS];
+    int32_t shared = kv_cache_length(e->prefix);
+
+    for (size_t i = 0; i < count; i++) {
+        struct batch_example example;
+        dataset_example(e->data, record_at(e, first + i), &example);
+        kv_cache_copy(e->caches[i], e->prefix, shared);
+        items[i] = (struct infer_extend){e->caches[i], example.ids + shared,
+                                         dataset_prompt_length(e->data, record_at(e, first + i)) - shared};
+    }
+    return infer_extend(e->infer, e->lora, items, (int32_t)count, err);
+}
+
+static int score_answers(struct evaluation *e, size_t first, size_t count, struct evaluate_result *result,
+                         struct error *err)
+{
+    size_t answers = dataset_answer_count(e->data);
+    int rc;
+
+    for (size_t i = 0; i < count; i++) {
+        for (size_t a = 0; a < answers; a++) {
+            const struct dataset_answer *answer = dataset_answer_at(e->data, a);
+            e->candidates[i * answers + a] =
+                (struct infer_candidate){.cache = e->caches[i], .ids = answer->ids, .count = answer->count};
+        }
+    }
+    if ((rc = infer_score(e->infer, e->lora, e->candidates, (int32_t)(count * answers), err)) < 0)
+        return rc;
+    for (size_t i = 0; i < count; i++) {
+        const struct infer_candidate *row = e->candidates + i * answers;
+        int32_t right = dataset_answer_of(e->data, record_at(e, first + i));
+        size_t best = 0;
+        for (size_t a = 1; a < answers; a++)
+            if (row[a].log_likelihood / row[a].count > row[best].log_likelihood / row[best].count)
+                best = a;
+        result->correct += (int32_t)best == right;
+        result->mean_nll -= row[right].log_likelihood / row[right].count;
+    }
+    return 0;
+}
+
+static struct span trimmed(struct span s)
+{
+    while (s.len > 0 && s.ptr[0] <= ' ') {
+        s.ptr++;
+        s.len--;
+    }
+    while (s.len > 0 && s.ptr[s.len - 1] <= ' ')
+        s.len--;
+    return s;
+}
+
+static int greedy_answer(struct evaluation *e, size_t record, struct kv_cache *cache, struct evaluate_result *result,
+                         struct error *err)
+{
+    struct batch_example example;
+    int32_t prompt = dataset_prompt_length(e->data, record), produced = 0;
+    struct buffer want, got;
+    int rc = 0;
+
+    buffer_init(&want, 1 << 20);
+    buffer_init(&got, 1 << 20);
+    dataset_example(e->data, record, &example);
+    tokenizer_decode(e->tokenizer, example.ids + prompt, (size_t)(example.length - prompt), &want);
+    while (produced < e->options->answer_tokens_max && kv_cache_room(cache) > 0) {
+        int32_t best = 0;
+        struct infer_extend next;
+        infer_logits(e->infer, cache, e->logits);
+        for (int32_t v = 1; v < e->model->config.vocabulary; v++)
+            if (e->logits[v] > e->logits[best])
+                best = v;
+        if (tokenizer_is_end(e->tokenizer, best))
+            break;
+        tokenizer_decode(e->tokenizer, &best, 1, &got);
+        next = (struct infer_extend){cache, &best, 1};
+        if ((rc = infer_extend(e->infer, e->lora, &next, 1, err)) < 0)
+            break;
+        produced++;
+    }
+    if (rc == 0)
+        result->correct += span_equal(trimmed(buffer_span(&want)), trimmed(buffer_span(&got)));
+    buffer_release(&want);
+    buffer_release(&got);
+    return rc;
+}
+
+/* How many of the records carry the commonest answer: compared by their ids, without the list's limit of answers. */
+static size_t majority(const struct evaluation *e)
+{
+    size_t most = 0;
+
+    for (size_t i = 0; i < e->records; i++) {
+        struct batch_example a, b;
+        int32_t start = dataset_prompt_length(e->data, record_at(e, i));
+        size_t same = 0;
+        dataset_example(e->data, record_at(e, i), &a);
+        for (size_t j = 0; j < e->records; j++) {
+            int32_t other = dataset_prompt_length(e->data, record_at(e, j));
+            dataset_example(e->data, record_at(e, j), &b);
+            same += a.length - start == b.length - other &&
+                    memcmp(a.ids + start, b.ids + other, sizeof *a.ids * (size_t)(a.length - start)) == 0;
+        }
+        most = same > most ? same : most;
+    }
+    return most;
+}
+
+int evaluate(const struct evaluate_options *options, const struct model *model, const struct tokenizer *tokenizer,
+             const struct lora *lora, const struct dataset *data, struct evaluate_result *ret_result, struct error *err)
+{
+    struct evaluation e = {.options = options, .model = model, .tokenizer = tokenizer, .lora = lora, .data = data};
+    struct evaluate_result result = {.answers = dataset_answer_count(data)};
+    int rc;
+
+    e.records = dataset_count(data);
+    if (options->records_max && options->records_max < e.records)
+        e.records = options->records_max;
+    result.records = e.records;
+    result.majority = majority(&e);
+    if ((rc = prepare(&e, err)) == 0)
+        rc = compute_prefix(&e, err);
+    for (size_t first = 0; rc == 0 && first < e.records; first += BATCH_PROMPTS) {
+        size_t count = e.records - first < BATCH_PROMPTS ? e.records - first : BATCH_PROMPTS;
+        if ((rc = prefill(&e, first, count, err)) < 0)
+            break;
+        if (result.answers)
+            rc = score_answers(&e, first, count, &result, err);
+        else
+            for (size_t i = 0; rc == 0 && i < count; i++)
+                rc = greedy_answer(&e, record_at(&e, first + i), e.caches[i], &result, err);
+        if (options->progress)
+            options->progress(options->progress_ctx, first + count, e.records);
+    }
+    release(&e);
+    if (rc < 0)
+        return rc;
+    if (result.answers)
+        result.mean_nll /= (double)result.records;
+    *ret_result = result;
+    return 0;
+}

@@ -1,0 +1,55 @@
+/*
+ * One site's share of a round: from its own examples to a locally trained adapter, under record-level DP or without.
+ *
+ *     examples ─ Poisson sample ─ micro-batches ─ per-example LoRA gradients ─ clip ─ integer grid ─ int64 sum
+ *       ─ + exact discrete Gaussian noise ─ /(g·q·N) ─ local optimizer step        (repeated steps_per_round times)
+ *
+ * Invariants
+ * - The caller has reserved the steps in the ledger, durably, before trainer_round is called: sampling spends.
+ * - The denominator is the declared q·N, never the realised batch; an empty sample is a step like any other.
+ * - Noise is added once per step to the sum of the whole sample, whatever the micro-batches were.
+ * - The same released bits do not depend on micro-batch size, threads or batchmates, given the same random streams.
+ *
+ * Everything is allocated by trainer_new; trainer_round allocates nothing. One thread.
+ */
+#ifndef NODE_TRAIN_TRAINER_H
+#define NODE_TRAIN_TRAINER_H
+
+#include "base/rng.h"
+#include "model/formats/dataset.h"
+#include "model/lora.h"
+#include "model/optimizer.h"
+#include "model/train.h"
+#include "privacy/plan.h"
+
+struct trainer_options {
+    const struct kernel_ops *ops;
+    struct pool *pool; /* borrowed; NULL: the calling thread */
+    enum kernel_precision precision;
+    int32_t tokens_max;         /* rows of a micro-batch */
+    int32_t example_tokens_max; /* longest example of the data set */
+    struct optimizer_config optimizer;
+    /* DP_RECORD: everything is used. DP_NONE: q, units, steps_per_round; clip, if > 0, clips without noise. */
+    struct dp_plan plan;
+};
+
+struct trainer;
+
+/* model and data must outlive it; lora gives the shape. ERR_CONFIG, ERR_RESOURCES. */
+int MUST_USE trainer_new(const struct trainer_options *options, const struct model *model, const struct lora *lora,
+                         const struct dataset *data, struct trainer **ret_trainer, struct error *err);
+void trainer_free(struct trainer *t); /* accepts NULL */
+
+/* Progress between micro-batches: step of steps, and examples done and sampled in this step, for the site's own screen
+ * only. A true return stops the round with ERR_AGAIN (what was reserved stays spent). */
+struct trainer_progress {
+    bool (*report)(void *ctx, uint32_t step, uint32_t steps, uint32_t done, uint32_t sampled);
+    void *ctx;
+};
+
+/* Trains lora->trained in place from its present values; the optimizer starts anew. rng: the system source in
+ * production (sampling and noise streams are seeded from it). progress may be NULL. */
+int MUST_USE trainer_round(struct trainer *t, struct lora *lora, const struct rng *rng,
+                           const struct trainer_progress *progress, struct error *err);
+
+#endif
