@@ -261,6 +261,7 @@ def main():
     add("--server-lr", type=float, default=1.0), add("--server-momentum", type=float, default=0.0)
     add("--clip", type=float, default=1.0), add("--epsilon", type=float, default=7.9), add("--delta", type=float, default=1e-5)
     add("--no-train-end", dest="train_end", action="store_false", help="no loss on the end-of-turn token")
+    add("--score-end", action="store_true", help="the compared answers include the end-of-turn token")
     add("--seed", type=int, nargs="+", default=[1]), add("--compare", action="store_true")
     add("--modes", nargs="*", default=None, help="of: base dp nodp solo"), add("--trace", action="store_true")
     add("--threads", type=int, default=2), add("--sweep", nargs="*", default=[""], help="each: 'lr=2 clip=0.5 ...'")
@@ -282,6 +283,8 @@ def main():
         sites.append(rows)
     evaluation = Rows(tokenizer, os.path.join(args.data, "eval.jsonl"), args.system)
     labels = {l: tokenizer(l, add_special_tokens=False).input_ids for l in sorted(set(evaluation.labels))}
+    if args.score_end:
+        labels = {label: ids + end for label, ids in labels.items()}
     lengths = [len(t) for rows in sites for t in rows.tokens(end)]
     print("tokens an example: mean %.1f, max %d; labels %s" % (sum(lengths) / len(lengths), max(lengths),
           {l: len(t) for l, t in labels.items()}), flush=True)
