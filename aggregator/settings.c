@@ -35,7 +35,7 @@ static const struct config_key keys[] = {
 
     {"limits.chunk", CONFIG_BYTES, .text = "4MiB", .min = 4096, .max = 4194304,
      .help = "Largest piece of an upload or download; a multiple of 4."},
-    {"limits.spool", CONFIG_BYTES, .text = "8GiB", .min = 1048576,
+    {"limits.spool", CONFIG_BYTES, .text = "8GiB", .min = 1048576, .max = 1e15,
      .help = "Disk space for uploads that have not been added yet."},
 
     {"log.level", CONFIG_ENUM, .text = "info", .choices = "debug|info|warn|error", .help = "Least level on stderr."},

@@ -305,7 +305,7 @@ static int publish_version(struct engine *e, float *next, struct error *err)
     journal_event(e->journal, "version_signed",
                   json_pack("{s:s,s:i,s:s,s:s,s:i,s:i}", "job", e->job.job, "version", (int)e->round, "adapter_sha256",
                             adapter, "model_hash", model, "survivors", (int)version.survivors, "dropouts_recovered",
-                            (int)secagg_server_dropouts_recovered(e->attempt)));
+                            (int)e->dropouts));
     buffer_init(&payload, m10.len + 1024);
     buffer_bytes(&payload, m10);
     buffer_append(&payload, e->sum_sha256, HASH_SIZE);
@@ -341,6 +341,8 @@ static void next_stage(struct engine *e)
     double seconds = (double)(now_ms(e) - e->phase_since_ms) / 1000;
     uint32_t answered = secagg_server_answered(e->attempt);
 
+    if (closed == STAGE_UNMASK)
+        e->dropouts = secagg_server_dropouts_recovered(e->attempt) + secagg_server_survivors(e->attempt) - answered;
     if (secagg_server_close_stage(e->attempt, &err) < 0) {
         abort_round(e, err.message);
         return;

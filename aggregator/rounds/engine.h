@@ -68,6 +68,7 @@ struct engine {
     struct secagg_server *attempt;
     uint32_t round;
     enum secagg_stage stage; /* whose answers are collected */
+    uint32_t dropouts;       /* of the last sum: sites gone after their shares, whose masks the others opened */
     int64_t enough_since_ms; /* -1: not enough yet */
     uint32_t *sum;           /* (words) of the last finished round, for download */
     uint8_t sum_sha256[HASH_SIZE];
