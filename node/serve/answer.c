@@ -3,7 +3,15 @@
 #include "crypto/random.h"
 #include "model/infer.h"
 
-#define ROWS_MAX 128 /* tokens of one pass: also how often a long prompt asks whether to proceed */
+/*
+ * A prompt is computed in pieces that begin at multiples of this, and only whole pieces of an earlier prompt are
+ * reused. So each piece's products have the same shape and inputs whether or not something was reused, and come out
+ * with the same bits; passes of other sizes round otherwise, and a seeded answer would depend on what was asked before
+ * it.
+ */
+#ifndef PROMPT_PIECE
+#define PROMPT_PIECE 32
+#endif
 
 struct answerer {
     const struct site *site;
@@ -13,6 +21,7 @@ struct answerer {
     struct infer *infer;
     struct kv_cache *cache;
     struct served_adapter *computed_with; /* a reference: the adapter of the cache's keys and values; NULL: none */
+    int32_t reusable;                     /* of the cache's tokens: whole pieces of a prompt */
     struct token_list prompt;
     float *logits; /* (vocabulary) */
     int32_t context;
@@ -49,7 +58,7 @@ int answerer_new(struct answerer **ret_answerer, const struct site *site, int32_
     struct infer_options options = {.ops = site->ops,
                                     .pool = a->pool,
                                     .precision = site->precision,
-                                    .rows_max = ROWS_MAX,
+                                    .rows_max = PROMPT_PIECE,
                                     .context_max = a->context,
                                     .rank_max = LORA_RANK_MAX};
     if ((rc = infer_new(&options, &site->model, &a->infer, err)) < 0 ||
@@ -144,31 +153,42 @@ static bool proceed(const struct run *r)
     return !r->request->proceed || r->request->proceed(r->request->ctx);
 }
 
-/* Computes what the cache does not hold already. False in *ret_done: cancelled in between. */
-static int compute_prompt(struct run *r, struct served_adapter *adapter, bool *ret_done, struct error *err)
+/* Cuts the cache back to what this prompt shares with it; returns how many tokens that are. */
+static int32_t reuse(struct answerer *a, struct served_adapter *adapter)
 {
-    struct answerer *a = r->a;
-    const int32_t count = (int32_t)a->prompt.count;
-    int32_t next = 0;
-    bool going;
+    int32_t shared = kv_cache_common(a->cache, a->prompt.ids, (int32_t)a->prompt.count);
 
-    if (a->computed_with == adapter)
-        next = kv_cache_common(a->cache, a->prompt.ids, count);
-    kv_cache_truncate(a->cache, next);
+    shared = shared < a->reusable ? shared : a->reusable;
+    shared -= shared % PROMPT_PIECE;
     if (a->computed_with != adapter) {
+        shared = 0;
         served_adapter_drop(a->computed_with);
         a->computed_with = adapter;
         if (adapter)
             adapter->references++;
     }
+    kv_cache_truncate(a->cache, shared);
+    a->reusable = shared;
+    return shared;
+}
+
+/* Computes what the cache does not hold already. False in *ret_done: cancelled in between. */
+static int compute_prompt(struct run *r, struct served_adapter *adapter, bool *ret_done, struct error *err)
+{
+    struct answerer *a = r->a;
+    const int32_t count = (int32_t)a->prompt.count;
+    int32_t next = reuse(a, adapter);
+    bool going;
+
     r->answer->reused_tokens = next;
     while ((going = proceed(r)) && next < count) {
-        int32_t n = count - next < ROWS_MAX ? count - next : ROWS_MAX;
+        int32_t n = count - next < PROMPT_PIECE ? count - next : PROMPT_PIECE;
         struct infer_extend item = {a->cache, a->prompt.ids + next, n};
         int rc = infer_extend(a->infer, r->lora, &item, 1, err);
         if (rc < 0)
             return rc;
         next += n;
+        a->reusable = next - next % PROMPT_PIECE;
     }
     *ret_done = going;
     return 0;

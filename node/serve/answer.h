@@ -3,8 +3,8 @@
  *
  * An answer is computed with the adapter that stood in the slot when it began; a swap meanwhile neither disturbs it nor
  * waits for it. What the last conversation's prompt and this one have in common is not computed again, as long as the
- * adapter is the same one; so the last conversation's tokens stay in this process's memory until the next one. Memory
- * for keys and values is taken once. Nothing here logs.
+ * adapter is the same one, and without changing a bit of the answer; so the last conversation's tokens stay in this
+ * process's memory until the next one. Memory for keys and values is taken once. Nothing here logs.
  *
  * One struct answerer: one thread at a time. It has its own threads and buffers, so a training thread beside it shares
  * nothing but the frozen model.

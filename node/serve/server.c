@@ -313,7 +313,7 @@ static void route_health(void *ctx, struct http_request *r)
 
 static const struct http_route routes[] = {
     {"POST", "/v1/chat/completions", route_chat, .body_bytes_max = BODY_BYTES_MAX},
-    {"GET", "/v1/models", route_models},
+    {"GET", "/v1/models", route_models, .open = false},
     {"GET", "/healthz", route_health, .open = true},
 };
 
