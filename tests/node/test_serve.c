@@ -100,6 +100,15 @@ static char *greedy(struct fixture *f, const char *body)
     return text;
 }
 
+/* Another beginning: nothing of what was computed before can be reused after it. */
+static void forget(struct fixture *f)
+{
+    json_decref(ask_json(f,
+                         "{\"messages\":[{\"role\":\"system\",\"content\":\"zzz\"},{\"role\":\"user\",\"content\":"
+                         "\"z\"}],\"max_tokens\":1}",
+                         200));
+}
+
 /* --- answers ---------------------------------------------------------------------------------------------------- */
 
 static void test_plain(void **state)
@@ -212,6 +221,41 @@ static void test_stop_strings(void **state)
         http_answer_release(&a);
     }
     free(whole);
+}
+
+/* What was computed for one conversation is reused in the next, whole pieces only, and the answer is the same as
+ * without it: the second conversation goes on from the first, or parts from it within a piece. */
+static void test_reuse(void **state)
+{
+#define TURN(role, content) "{\"role\":\"" role "\",\"content\":\"" content "\"}"
+#define GREEDY(messages) "{\"messages\":[" messages "],\"temperature\":0,\"max_tokens\":60}"
+    static const struct {
+        const char *before, *body;
+        int reused;
+    } rows[] = {
+        {SHORT, GREEDY(TURN("user", "a cough") "," TURN("assistant", "and what else") "," TURN("user", "fever")), 32},
+        {GREEDY(TURN("user", "0123456789012345678901234567890123456789012345678901234567890123456789")),
+         GREEDY(TURN("user", "012345678901234567890123456789and then others")), 32},
+        {GREEDY(TURN("user", "0123456789012345678901234567890123456789012345678901234567890123456789")),
+         GREEDY(TURN("user", "0123456789012345678901234567890123456789012345678901234567890 and then")), 64},
+    };
+    struct fixture *f = *state;
+    start(f, NULL);
+    for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
+        forget(f);
+        json_decref(ask_json(f, rows[i].before, 200));
+        json_t *reused = ask_json(f, rows[i].body, 200);
+        forget(f);
+        json_t *fresh = ask_json(f, rows[i].body, 200);
+        const json_int_t cached = number(json_object_get(reused, "usage"), "prompt_tokens_details", "cached_tokens");
+        if (cached < rows[i].reused || cached % 32 != 0)
+            fail_msg("row %zu: %d tokens were reused, expected %d or a few pieces more", i, (int)cached,
+                     rows[i].reused);
+        assert_int_equal(number(json_object_get(fresh, "usage"), "prompt_tokens_details", "cached_tokens"), 0);
+        assert_string_equal(text_of(reused), text_of(fresh));
+        json_decref(reused);
+        json_decref(fresh);
+    }
 }
 
 static void test_seed(void **state)
@@ -610,6 +654,7 @@ static void test_swap_under_load(void **state)
     start(f, NULL);
     for (uint32_t v = 0; v < VERSIONS; v++) {
         put_version(f, v);
+        forget(f);
         expected[v] = greedy(f, SHORT);
         for (uint32_t before = 0; before < v; before++)
             assert_string_not_equal(expected[v], expected[before]);
@@ -746,14 +791,14 @@ static void test_health(void **state)
     int fd = client_open(f->address, "POST", CHAT, NULL, SHORT);
     gate.ahead_ms = 31000;
     json = health(f, &status);
+    pthread_mutex_lock(&gate.lock); /* before anything can fail, or the server could not be stopped */
+    gate.closed = false;
+    pthread_cond_broadcast(&gate.open);
+    pthread_mutex_unlock(&gate.lock);
     assert_int_equal(status, 503);
     assert_string_equal(json_string_value(json_object_get(json, "status")), "stuck");
     json_decref(json);
 
-    pthread_mutex_lock(&gate.lock);
-    gate.closed = false;
-    pthread_cond_broadcast(&gate.open);
-    pthread_mutex_unlock(&gate.lock);
     struct http_answer a;
     client_finish(fd, &a);
     assert_int_equal(a.status, 200);
@@ -813,14 +858,23 @@ int main(void)
 {
 #define SERVE_TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
-        SERVE_TEST(test_plain),           SERVE_TEST(test_stream),
-        SERVE_TEST(test_stop_strings),    SERVE_TEST(test_seed),
-        SERVE_TEST(test_bad_requests),    SERVE_TEST(test_system_message),
-        SERVE_TEST(test_too_long),        SERVE_TEST(test_listening),
-        SERVE_TEST(test_queue_full),      SERVE_TEST(test_disconnect),
-        SERVE_TEST(test_slow_reader),     SERVE_TEST(test_stop_under_load),
-        SERVE_TEST(test_swap_under_load), SERVE_TEST(test_swap_within_stream),
-        SERVE_TEST(test_models),          SERVE_TEST(test_health),
+        SERVE_TEST(test_plain),
+        SERVE_TEST(test_stream),
+        SERVE_TEST(test_stop_strings),
+        SERVE_TEST(test_reuse),
+        SERVE_TEST(test_seed),
+        SERVE_TEST(test_bad_requests),
+        SERVE_TEST(test_system_message),
+        SERVE_TEST(test_too_long),
+        SERVE_TEST(test_listening),
+        SERVE_TEST(test_queue_full),
+        SERVE_TEST(test_disconnect),
+        SERVE_TEST(test_slow_reader),
+        SERVE_TEST(test_stop_under_load),
+        SERVE_TEST(test_swap_under_load),
+        SERVE_TEST(test_swap_within_stream),
+        SERVE_TEST(test_models),
+        SERVE_TEST(test_health),
         SERVE_TEST(test_silence),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
