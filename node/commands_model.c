@@ -193,6 +193,7 @@ static int train_rounds(const struct config *config, const struct site *site, co
                                       .tokens_max = (int32_t)config_int(config, "device.batch_tokens"),
                                       .example_tokens_max = (int32_t)plan->train.max_len,
                                       .optimizer = local->optimizer,
+                                      .decay = local->decay,
                                       .plan = local->dp};
     struct ledger_options ledger_options = {.site = config_string(config, "site"),
                                             .epsilon = config_float(config, "policy.max_epsilon"),
@@ -215,7 +216,8 @@ static int train_rounds(const struct config *config, const struct site *site, co
         uint64_t sequence = 0;
         if (private_mode && (rc = reserve_local(ledger, plan, local, &sequence, err)) < 0)
             break;
-        if ((rc = trainer_round(trainer, lora, &random_system, &progress, err)) < 0)
+        if ((rc = trainer_round(trainer, lora, (uint64_t)(run.round - 1) * plan->train.local_steps, &random_system,
+                                &progress, err)) < 0)
             break;
         hash_bytes(span_of(lora->trained, lora->trained_count * sizeof *lora->trained), released);
         if (private_mode)

@@ -39,7 +39,7 @@ job: demo
 model: {card: model.json}
 lora: {layer_first: $layer_first, targets: [$targets], rank: $rank, alpha: $alpha, mode: ffa}
 rounds: {count: $rounds, min_sites: $n, train_deadline: 10m, stage_deadline: 30s}
-train: {steps: $steps, batch: $batch, learning_rate: $learning_rate, optimizer: $optimizer, max_tokens: $max_tokens, system: none}
+train: {steps: $steps, batch: $batch, learning_rate: $learning_rate, optimizer: $optimizer, decay: $decay, max_tokens: $max_tokens, system: none}
 aggregation: {optimizer: $server_optimizer, learning_rate: $server_learning_rate, momentum: $server_momentum, update_clip: 100, grid_bits: 16}
 dp: {mode: $mode, clip: $clip, epsilon: 8, delta: 0.00001}
 YAML

@@ -49,6 +49,8 @@ static const struct config_key keys[] = {
     {"train.momentum", CONFIG_FLOAT, .text = "0", .min = 0, .max = 0.999, .help = "Of sgd."},
     {"train.beta1", CONFIG_FLOAT, .text = "0.9", .min = 0, .max = 0.999, .help = "Of adamw."},
     {"train.beta2", CONFIG_FLOAT, .text = "0.999", .min = 0, .max = 0.99999, .help = "Of adamw."},
+    {"train.decay", CONFIG_FLOAT, .text = "0", .min = 0, .max = 1,
+     .help = "The learning rate falls linearly over all steps by this fraction."},
     {"train.max_tokens", CONFIG_INT, .text = "256", .min = 8, .max = 65536, .unit = "tokens",
      .help = "Longer records are left out, whole, and counted."},
     {"train.system", CONFIG_STRING, .text = "default", .max = 1024,
@@ -199,11 +201,12 @@ static void train_section(const struct config *job, struct plan_train *train)
     train->batch = (uint32_t)config_int(job, "train.batch");
     train->max_len = (uint32_t)config_int(job, "train.max_tokens");
     if (sgd)
-        snprintf(train->options, sizeof train->options, "momentum=%.9g;system=%s", config_float(job, "train.momentum"),
+        snprintf(train->options, sizeof train->options, "momentum=%.9g;decay=%.9g;system=%s",
+                 config_float(job, "train.momentum"), config_float(job, "train.decay"),
                  config_string(job, "train.system"));
     else
-        snprintf(train->options, sizeof train->options, "beta1=%.9g;beta2=%.9g;system=%s",
-                 config_float(job, "train.beta1"), config_float(job, "train.beta2"),
+        snprintf(train->options, sizeof train->options, "beta1=%.9g;beta2=%.9g;decay=%.9g;system=%s",
+                 config_float(job, "train.beta1"), config_float(job, "train.beta2"), config_float(job, "train.decay"),
                  config_string(job, "train.system"));
 }
 

@@ -41,6 +41,8 @@ static int parse_options(struct local_plan *local, const char *options, struct e
             local->optimizer.beta2 = (float)number;
         else if (strcmp(cursor, "weight_decay") == 0)
             local->optimizer.weight_decay = (float)number;
+        else if (strcmp(cursor, "decay") == 0 && number >= 0 && number <= 1)
+            local->decay = number;
         else
             return error_set(err, ERR_CONFIG, "the job's training options: '%s' is not known to this version", cursor);
         cursor = end ? end + 1 : value + strlen(value);

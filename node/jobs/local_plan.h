@@ -16,6 +16,7 @@
 struct local_plan {
     struct dp_plan dp;
     struct optimizer_config optimizer;
+    double decay;                       /* of the learning rate, see node/train/trainer.h */
     char system_message[PLAN_TEXT_MAX]; /* "default", "none" or the text */
 };
 

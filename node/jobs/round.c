@@ -81,6 +81,7 @@ static int make_trainer(struct federation *f, struct job_runtime *job, struct er
                                       .tokens_max = (int32_t)config_int(f->config, "device.batch_tokens"),
                                       .example_tokens_max = (int32_t)job->plan.train.max_len,
                                       .optimizer = job->local.optimizer,
+                                      .decay = job->local.decay,
                                       .plan = job->local.dp};
 
     return trainer_new(&options, &f->site->model, &job->lora, job->data, &job->trainer, err);
@@ -248,7 +249,8 @@ static int train_and_quantise(struct federation *f, const struct secagg_info *in
     int rc;
 
     memcpy(trained, f->job.version.params, words * sizeof *trained);
-    if ((rc = trainer_round(f->job.trainer, &f->job.lora, f->rng, &progress, err)) < 0)
+    if ((rc = trainer_round(f->job.trainer, &f->job.lora, (uint64_t)(info->round - 1) * info->plan.train.local_steps,
+                            f->rng, &progress, err)) < 0)
         return rc;
     for (size_t i = 0; i < words; i++)
         trained[i] -= f->job.version.params[i];

@@ -150,8 +150,16 @@ static int one_step(struct trainer *t, struct lora *lora, const struct rng *samp
     return 0;
 }
 
-int trainer_round(struct trainer *t, struct lora *lora, const struct rng *rng, const struct trainer_progress *progress,
-                  struct error *err)
+static float decayed_rate(const struct trainer *t, uint64_t step)
+{
+    double total = (double)dp_plan_steps(&t->options.plan);
+    double done = total > 0 ? (double)step / total : 0;
+
+    return (float)(t->options.optimizer.lr * (1 - t->options.decay * (done < 1 ? done : 1)));
+}
+
+int trainer_round(struct trainer *t, struct lora *lora, uint64_t first_step, const struct rng *rng,
+                  const struct trainer_progress *progress, struct error *err)
 {
     struct random_stream sampling_stream, noise_stream;
     struct rng sampling, noise_source;
@@ -166,8 +174,10 @@ int trainer_round(struct trainer *t, struct lora *lora, const struct rng *rng, c
     if (private_mode(t) && (rc = noise_self_test(rng, err)) == 0)
         rc = noise_init(&noise, dp_plan_variance(&t->options.plan), &noise_source, err);
     optimizer_reset(&t->optimizer);
-    for (uint32_t step = 0; rc == 0 && step < t->options.plan.steps_per_round; step++)
+    for (uint32_t step = 0; rc == 0 && step < t->options.plan.steps_per_round; step++) {
+        t->optimizer.config.lr = decayed_rate(t, first_step + step);
         rc = one_step(t, lora, &sampling, &noise, step, progress, err);
+    }
     if (private_mode(t))
         noise_release(&noise);
     random_stream_release(&sampling_stream);

@@ -29,6 +29,7 @@ struct trainer_options {
     int32_t tokens_max;         /* rows of a micro-batch */
     int32_t example_tokens_max; /* longest example of the data set */
     struct optimizer_config optimizer;
+    double decay; /* [0, 1]: the learning rate of step s of all T is lr·(1 − decay·s/T) */
     /* DP_RECORD: everything is used. DP_NONE: q, units, steps_per_round; clip, if > 0, clips without noise. */
     struct dp_plan plan;
 };
@@ -47,9 +48,10 @@ struct trainer_progress {
     void *ctx;
 };
 
-/* Trains lora->trained in place from its present values; the optimizer starts anew. rng: the system source in
- * production (sampling and noise streams are seeded from it). progress may be NULL. */
-int MUST_USE trainer_round(struct trainer *t, struct lora *lora, const struct rng *rng,
+/* Trains lora->trained in place from its present values; the optimizer starts anew. first_step: steps of the job done
+ * in earlier rounds. rng: the system source in production (sampling and noise streams are seeded from it). progress may
+ * be NULL. */
+int MUST_USE trainer_round(struct trainer *t, struct lora *lora, uint64_t first_step, const struct rng *rng,
                            const struct trainer_progress *progress, struct error *err);
 
 #endif
