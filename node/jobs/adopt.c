@@ -68,27 +68,46 @@ int adopt_version(struct federation *f, struct version *v, struct error *err)
     return 0;
 }
 
+/* Loads one version from disk into the slot. */
+static int serve_from_disk(struct federation *f, const char *job, uint32_t round, struct error *err)
+{
+    struct served_adapter *served;
+    struct version v = {0};
+    int rc = version_load(&v, f->vault, job, round, err);
+
+    if (rc == 0 && (rc = build_served(f, &v, &served, err)) == 0)
+        slot_put(f->slot, served);
+    version_release(&v);
+    return rc;
+}
+
 void adopt_at_start(struct federation *f)
 {
-    char job[SITE_ID_SIZE];
-    uint32_t round;
-    struct version v = {0};
-    struct served_adapter *served;
+    char job[SITE_ID_SIZE], path[NODE_PATH_SIZE];
+    uint32_t newest, round;
     struct error err = {0};
-    int rc = site_store_served(f->store, job, &round, &err);
+    int rc = site_store_served(f->store, job, &newest, &err);
 
     if (rc == ERR_NOT_FOUND)
         return;
-    if (rc == 0 && (rc = version_load(&v, f->vault, job, round, &err)) == 0 &&
-        (rc = build_served(f, &v, &served, &err)) == 0)
-        slot_put(f->slot, served);
     if (rc < 0) {
-        log_error(&f->log, "the adapter in use before could not be loaded, answering with the base model: %s",
-                  err.message);
+        log_error(&f->log, "%s", err.message);
+        return;
+    }
+    for (round = newest; round >= 1; round--) {
+        version_path(f->config, job, round, path);
+        if (round < newest && !file_exists(path))
+            continue;
+        if (serve_from_disk(f, job, round, &err) == 0)
+            break;
+        log_error(&f->log, "adapter %s version %u is not used: %s", job, round, err.message);
         journal_event(f->journal, "adapter_refused",
                       json_pack("{s:s,s:i,s:s}", "job", job, "version", (int)round, "reason", err.message));
     }
-    version_release(&v);
+    if (round == 0)
+        log_error(&f->log, "no version of %s could be loaded: answering with the base model", job);
+    else if (round < newest)
+        log_warn(&f->log, "answering with adapter %s version %u, the newest intact one", job, round);
 }
 
 /* SESSION_PROOF → the co-signatures and the hash of the state's bytes. */

@@ -99,7 +99,8 @@ int MUST_USE federation_send(struct federation *f, enum session_stage stage, con
 
 /* Makes v the job's current version and swaps it in for answering; takes over v. */
 int MUST_USE adopt_version(struct federation *f, struct version *v, struct error *err);
-/* Loads the last version in use from disk into the slot at start; a changed file is reported and not used. */
+/* Loads the last version in use from disk into the slot at start; a changed file is reported and not used, and the
+ * newest intact one before it answers instead. */
 void adopt_at_start(struct federation *f);
 /* Fetches and verifies the version that M0 names, with its proof. */
 int MUST_USE adopt_missing(struct federation *f, const struct secagg_info *info, uint64_t version, struct error *err);
