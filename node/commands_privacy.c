@@ -1,8 +1,11 @@
 /* consent list, show, approve, deny; privacy report, epsilon. */
 #include "base/hex.h"
 #include "node/commands.h"
+#include "node/jobs/local_plan.h"
+#include "node/jobs/policy.h"
 #include "node/jobs/site_store.h"
 #include "node/settings.h"
+#include "node/site.h"
 #include "node/vault/vault.h"
 #include "privacy/accountant.h"
 #include "privacy/ledger.h"
@@ -79,12 +82,94 @@ int command_consent_show(struct cli *cli, struct error *err)
     return rc;
 }
 
+/* The records that this site declared, or would declare at its first training. */
+static int declared_records(const struct config *config, struct site_store *store, const struct local_plan *local,
+                            uint32_t tokens_max, uint64_t *ret_records, struct error *err)
+{
+    const char *path = config_path(config, "data.path");
+    struct dataset *data = NULL;
+    struct site site = {0};
+    int rc;
+
+    if (config_is_set(config, "data.declared_records")) {
+        *ret_records = (uint64_t)config_int(config, "data.declared_records");
+        return 0;
+    }
+    if ((rc = site_store_declared(store, ret_records, err)) < 0 || *ret_records > 0)
+        return rc;
+    if (!path)
+        return error_set(err, ERR_POLICY, "this site has no training records (data.path is not set)");
+    if ((rc = site_open(&site, config, err)) == 0 &&
+        (rc = site_dataset(&site, path, local->system_message, (int32_t)tokens_max, &data, err)) == 0)
+        *ret_records = dataset_count(data);
+    dataset_free(data);
+    site_release(&site);
+    return rc;
+}
+
+/* What the rest of the job would cost, against what is left of the budget. Writes nothing. */
+static int check_budget(const struct config *config, struct site_store *store, const struct secagg_info *info,
+                        struct error *err)
+{
+    const struct job_plan *plan = &info->plan;
+    struct ledger_options options = {.site = config_string(config, "site"),
+                                     .epsilon = config_float(config, "policy.max_epsilon"),
+                                     .delta = config_float(config, "policy.delta"),
+                                     .clock = &clock_system,
+                                     .must_exist = true};
+    uint64_t declared = 0, next = 0, steps = (uint64_t)plan->rounds * plan->train.local_steps;
+    struct ledger *ledger = NULL;
+    struct local_plan local;
+    char path[NODE_PATH_SIZE];
+    double epsilon;
+    int rc;
+
+    local_plan_system_message(plan->train.options, local.system_message, sizeof local.system_message);
+    node_path(config, "ledger.sqlite", path);
+    if ((rc = declared_records(config, store, &local, plan->train.max_len, &declared, err)) < 0 ||
+        (rc = local_plan_make(&local, plan, declared, info->words, err)) < 0 || local.dp.mode == DP_NONE)
+        return rc;
+    if ((rc = ledger_open(&ledger, path, &options, err)) < 0)
+        return rc == ERR_NOT_FOUND ? 0 : rc; /* nothing was spent yet: policy_check_plan has compared the target */
+    if ((rc = ledger_next_step(ledger, plan->job, &next, err)) == 0 && next < steps)
+        rc = ledger_preview(ledger, &local.dp, steps - next, &epsilon, err);
+    ledger_close(ledger);
+    return rc;
+}
+
+/* A person cannot approve what node.yaml forbids: the policy has to be changed first, knowingly. */
+static int check_approval(const struct config *config, struct site_store *store, const char *job, struct error *err)
+{
+    struct secagg_info *info = malloc(sizeof *info);
+    struct vault vault = {0};
+    struct buffer opening;
+    uint8_t base_hash[HASH_SIZE];
+    enum consent consent;
+    int rc;
+
+    buffer_init(&opening, 1 << 20);
+    if (!info)
+        return error_set(err, ERR_RESOURCES, "out of memory");
+    if ((rc = vault_open(&vault, config, &clock_system, err)) == 0 &&
+        (rc = site_store_plan(store, job, &opening, &consent, err)) == 0 &&
+        (rc = secagg_peek(buffer_span(&opening), &vault.roster, info, err)) == 0 &&
+        (rc = hash_file(config_path(config, "model.path"), base_hash, NULL, err)) == 0 &&
+        (rc = policy_check_plan(config, &info->plan, base_hash, err)) == 0)
+        rc = check_budget(config, store, info, err);
+    buffer_release(&opening);
+    vault_release(&vault);
+    free(info);
+    return rc;
+}
+
 static int decide(struct cli *cli, enum consent consent, struct error *err)
 {
     struct config *config = NULL;
     struct site_store *store = NULL;
     int rc = with_store(cli, &config, &store, err);
 
+    if (rc == 0 && consent == CONSENT_APPROVED)
+        rc = check_approval(config, store, cli->args[0], err);
     if (rc == 0 && (rc = site_store_decide(store, cli->args[0], consent, err)) == 0)
         cli_print_line(cli, "job %s: %s", cli->args[0], consent_name(consent));
     site_store_close(store);

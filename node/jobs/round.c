@@ -37,13 +37,9 @@ void round_drop(struct federation *f, const char *reason)
 
 /* --- before training: may this site take part, and what would it cost? -------------------------------------------- */
 
-static int ask_consent(struct federation *f, const struct job_plan *plan, struct span opening, struct error *err)
+static int check_consent(const struct federation *f, const struct job_plan *plan, enum consent consent,
+                         struct error *err)
 {
-    enum consent consent;
-    int rc = site_store_consent(f->store, plan->job, plan->hash, opening, &consent, err);
-
-    if (rc < 0)
-        return rc;
     if (consent == CONSENT_DENIED)
         return error_set(err, ERR_POLICY, "job %s was denied at this site", plan->job);
     if (consent == CONSENT_PENDING && strcmp(config_string(f->config, "policy.consent"), "ask") == 0)
@@ -269,12 +265,14 @@ static int train_and_quantise(struct federation *f, const struct secagg_info *in
 static int check_open(struct federation *f, struct span m0, uint64_t version, struct secagg_info *info,
                       struct error *err)
 {
+    enum consent consent;
     int rc = secagg_peek(m0, &f->vault->roster, info, err);
 
-    if (rc < 0 || (rc = policy_check_plan(f->config, &info->plan, f->site->base_hash, err)) < 0)
-        return rc;
-    if ((rc = ask_consent(f, &info->plan, m0, err)) < 0 || (rc = policy_check_hours(f->config, f->clock, err)) < 0 ||
-        (rc = prepare_job(f, &info->plan, err)) < 0)
+    /* Entered first, so that `consent show` can show even a job that this site refuses. */
+    if (rc < 0 || (rc = site_store_consent(f->store, info->plan.job, info->plan.hash, m0, &consent, err)) < 0 ||
+        (rc = policy_check_plan(f->config, &info->plan, f->site->base_hash, err)) < 0 ||
+        (rc = check_consent(f, &info->plan, consent, err)) < 0 ||
+        (rc = policy_check_hours(f->config, f->clock, err)) < 0 || (rc = prepare_job(f, &info->plan, err)) < 0)
         return rc;
     if (memcmp(f->job.version.model_hash, info->model_hash, HASH_SIZE) == 0)
         return 0;
