@@ -58,7 +58,7 @@ static void put_layer(struct weights *weights, int layer)
     }
 }
 
-static void write_model(const char *path)
+void tiny_site_write_model(const char *path)
 {
     const uint8_t seed[RANDOM_SEED_SIZE] = {7};
     struct gguf_writer w;
@@ -127,7 +127,7 @@ void tiny_site_open(struct tiny_site *t, const char *serve, const char *model)
     assert_non_null(mkdtemp(t->folder));
     snprintf(path, sizeof path, "%s/tiny.gguf", t->folder);
     if (!model)
-        write_model(path);
+        tiny_site_write_model(path);
     t->config = parse(t->folder, model ? model : path, serve);
     if (site_open(&t->site, t->config, &err) < 0)
         fail_msg("%s", err.message);

@@ -23,6 +23,9 @@ void tiny_site_release(struct tiny_site *t);
 /* Another configuration for the same site. Caller: config_free. */
 struct config *tiny_site_config(const struct tiny_site *t, const char *serve);
 
+/* The tiny model alone, as a GGUF file. */
+void tiny_site_write_model(const char *path);
+
 /* An adapter that changes the answers, one reference; version ≥ 1 chooses it. */
 struct served_adapter *tiny_adapter(const struct tiny_site *t, uint32_t version);
 
