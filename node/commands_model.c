@@ -319,6 +319,7 @@ static void print_piece(void *ctx, struct span text)
 int command_generate(struct cli *cli, struct error *err)
 {
     const char *system_message = cli_value(cli, "system");
+    /* Without --system: the message that the adapter was trained with. */
     struct chat_message messages[2] = {{CHAT_SYSTEM, span_str(system_message ? system_message : "")},
                                        {CHAT_USER, span_str(cli->args[0])}};
     struct answer_request request = {.messages = system_message ? messages : messages + 1,

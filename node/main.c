@@ -41,7 +41,7 @@ int main(int argc, char **argv)
     static const struct cli_option generate_options[] = {
         {"base", 0, NULL, "The base model, without any adapter.", NULL},
         {"max-tokens", 0, "N", "Longest answer (default: 64).", NULL},
-        {"system", 0, "TEXT", "System message: default, none or the text (default: none).", NULL},
+        {"system", 0, "TEXT", "System message (default: the one that the adapter was trained with).", NULL},
         {0}};
     static const struct cli_option export_options[] = {
         {"gguf", 0, NULL, "A GGUF adapter instead of a PEFT folder.", NULL}, {0}};

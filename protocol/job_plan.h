@@ -31,15 +31,15 @@ struct plan_train {
 struct plan_dp {
     enum plan_dp_mode mode;
     /* The rest is 0 in mode none. */
-    double clip;             /* dp_clip C per unit */
+    double clip; /* dp_clip C per unit */
     /* z, and q in (0, 1]; or both 0: each site takes q = batch / its declared records and the least z that keeps the
      * target over all steps. Its noise protects its own records only, so it need not be the same everywhere. */
     double noise_multiplier;
     double sampling_rate;
-    double delta;            /* (0, 1) */
-    double target_epsilon;   /* > 0 */
-    double grid;             /* g: integer steps per unit of gradient */
-    uint64_t steps;          /* of the whole job: rounds * local_steps */
+    double delta;          /* (0, 1) */
+    double target_epsilon; /* > 0 */
+    double grid;           /* g: integer steps per unit of gradient */
+    uint64_t steps;        /* of the whole job: rounds * local_steps */
 };
 
 struct plan_aggregation {
