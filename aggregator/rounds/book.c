@@ -231,6 +231,31 @@ int book_set_proof(struct book *b, const char *job, uint32_t round, struct span 
     return store_run(&q, err);
 }
 
+int book_withdraw(struct book *b, struct book_job *job, struct error *err)
+{
+    struct store_query q;
+    struct book_job row;
+    int rc = store_begin(b->db, err);
+
+    if (rc < 0)
+        return rc;
+    q = store_query(b->db, "DELETE FROM version WHERE job = ? AND proof IS NULL");
+    store_bind_text(&q, 1, job->job);
+    if ((rc = store_run(&q, err)) == 0) {
+        q = store_query(b->db, "UPDATE job SET version = (SELECT COALESCE(MAX(round), 0) FROM version WHERE job = ?1)"
+                               " WHERE job = ?1");
+        store_bind_text(&q, 1, job->job);
+        rc = store_run(&q, err);
+    }
+    if (rc < 0 || (rc = book_job(b, job->job, &row, err)) < 0) {
+        store_rollback(b->db);
+        return rc;
+    }
+    if ((rc = store_commit(b->db, err)) == 0)
+        job->version = row.version;
+    return rc;
+}
+
 int book_proof(struct book *b, const char *job, uint32_t round, struct buffer *out, uint8_t ret_state_sha256[HASH_SIZE],
                struct error *err)
 {

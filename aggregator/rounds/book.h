@@ -58,6 +58,9 @@ struct book_version {
 int MUST_USE book_add_version(struct book *b, const char *job, const struct book_version *version, const float *state,
                               uint64_t words, struct error *err);
 int MUST_USE book_set_proof(struct book *b, const char *job, uint32_t round, struct span proof, struct error *err);
+/* Takes back versions that no quorum vouched for: nobody who missed one could ever verify it. The newest proven one (0:
+ * none) is the job's version again, also in *job. */
+int MUST_USE book_withdraw(struct book *b, struct book_job *job, struct error *err);
 /* Appends the proof to out. ERR_NOT_FOUND: no such version, or not co-signed yet. */
 int MUST_USE book_proof(struct book *b, const char *job, uint32_t round, struct buffer *out,
                         uint8_t ret_state_sha256[HASH_SIZE], struct error *err);

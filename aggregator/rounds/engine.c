@@ -58,6 +58,25 @@ static void end_job(struct engine *e, enum job_state state, const char *reason)
     leave_job(e);
 }
 
+/* The state of the newest version that a quorum vouched for; one that a restart or too few co-signatures left without
+ * proof is taken back, since a site that missed it could not verify it and would stay away for good. */
+static int load_state(struct engine *e, struct error *err)
+{
+    uint32_t newest = e->job.version;
+    int rc = book_withdraw(e->book, &e->job, err);
+
+    if (rc < 0 || (rc = book_state(e->book, e->job.job, e->job.version, e->state, e->job.words, err)) < 0)
+        return rc;
+    hash_bytes(span_of(e->state, (size_t)e->job.words * 2 * sizeof *e->state), e->state_sha256);
+    if (e->job.version == newest)
+        return 0;
+    log_warn(&e->log, "version %u has no quorum of co-signatures and is withdrawn; version %u is the newest", newest,
+             e->job.version);
+    journal_event(e->journal, "version_withdrawn",
+                  json_pack("{s:s,s:i,s:i}", "job", e->job.job, "version", (int)newest, "newest", (int)e->job.version));
+    return 0;
+}
+
 static int load_job(struct engine *e, struct error *err)
 {
     int rc;
@@ -71,9 +90,8 @@ static int load_job(struct engine *e, struct error *err)
     if (!e->state || !e->sum)
         return error_set(err, ERR_RESOURCES, "out of memory for %llu parameters", (unsigned long long)e->job.words);
     memset(e->sum_sha256, 0, HASH_SIZE);
-    if ((rc = book_state(e->book, e->job.job, e->job.version, e->state, e->job.words, err)) < 0)
+    if ((rc = load_state(e, err)) < 0)
         return rc;
-    hash_bytes(span_of(e->state, (size_t)e->job.words * 2 * sizeof *e->state), e->state_sha256);
     return book_set_state(e->book, e->job.job, JOB_RUNNING, "", err);
 }
 
@@ -422,22 +440,22 @@ static void collect_cosigns(struct engine *e)
     uint32_t survivors = secagg_server_survivors(e->attempt);
     struct error err = {0};
     struct buffer proof;
+    int rc;
 
     if (e->cosign->count < survivors &&
         now_ms(e) - e->phase_since_ms < (cosign_enough(e->cosign) ? config_duration_ms(e->config, "round.grace")
                                                                   : (int64_t)e->plan.stage_deadline_s * 1000))
         return;
     buffer_init(&proof, COSIGN_PROOF_MAX);
-    if (cosign_proof(e->cosign, &proof, &err) == 0) {
-        if (book_set_proof(e->book, e->job.job, e->round, buffer_span(&proof), &err) < 0)
-            log_error(&e->log, "%s", err.message);
-    } else {
-        log_warn(&e->log, "version %u was co-signed by %u sites only: a site that missed it cannot catch up yet",
-                 e->round, e->cosign->count);
-    }
+    if ((rc = cosign_proof(e->cosign, &proof, &err)) == 0)
+        rc = book_set_proof(e->book, e->job.job, e->round, buffer_span(&proof), &err);
+    if (rc < 0)
+        log_warn(&e->log, "version %u: %s", e->round, err.message);
     buffer_release(&proof);
     journal_round(e);
     finish_round(e);
+    if (rc < 0 && (rc = load_state(e, &err)) < 0)
+        end_job(e, JOB_FAILED, err.message);
 }
 
 static void tick(struct engine *e)

@@ -45,6 +45,18 @@ static int build_served(struct federation *f, const struct version *v, struct se
     return 0;
 }
 
+/* Removes the files of versions first to last: stored, but never adopted or taken back. */
+static void forget(struct federation *f, const char *job, uint32_t first, uint32_t last)
+{
+    char path[NODE_PATH_SIZE];
+
+    for (uint32_t round = first; round <= last; round++) {
+        version_path(f->config, job, round, path);
+        if (file_exists(path) && remove(path) < 0)
+            log_warn(&f->log, "%s cannot be removed", path);
+    }
+}
+
 int adopt_version(struct federation *f, struct version *v, struct error *err)
 {
     struct served_adapter *served;
@@ -62,6 +74,7 @@ int adopt_version(struct federation *f, struct version *v, struct error *err)
                             served->sha256));
     log_info(&f->log, "adapter %s version %u is in use (%.12s…)", served->job, served->version, served->sha256);
     slot_put(f->slot, served);
+    forget(f, v->statement.job, f->job.version.statement.round + 1, v->statement.round - 1);
     version_release(&f->job.version);
     f->job.version = *v;
     *v = (struct version){0};
@@ -108,6 +121,31 @@ void adopt_at_start(struct federation *f)
         log_error(&f->log, "no version of %s could be loaded: answering with the base model", job);
     else if (round < newest)
         log_warn(&f->log, "answering with adapter %s version %u, the newest intact one", job, round);
+}
+
+int adopt_withdrawal(struct federation *f, const struct secagg_info *info, uint64_t version, struct error *err)
+{
+    struct version *held = &f->job.version;
+    struct version first = {0};
+    int rc = 0;
+
+    if (held->statement.round > version) {
+        log_warn(&f->log, "version %u of job %s was withdrawn by the federation", held->statement.round, info->job);
+        forget(f, info->job, (uint32_t)version + 1, held->statement.round);
+    }
+    if (version > 0)
+        return 0;
+    if ((rc = version_first(&first, &info->plan, held->words, err)) < 0)
+        return rc;
+    if (memcmp(first.model_hash, info->model_hash, HASH_SIZE) != 0)
+        rc = error_set(err, ERR_INTEGRITY, "job %s starts from a model state that is not its first one", info->job);
+    if (rc < 0 || (rc = site_store_set_version(f->store, info->job, 0, err)) < 0) {
+        version_release(&first);
+        return rc;
+    }
+    version_release(held);
+    *held = first;
+    return 0;
 }
 
 /* SESSION_PROOF → the co-signatures and the hash of the state's bytes. */

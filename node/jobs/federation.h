@@ -102,6 +102,10 @@ int MUST_USE adopt_version(struct federation *f, struct version *v, struct error
 /* Loads the last version in use from disk into the slot at start; a changed file is reported and not used, and the
  * newest intact one before it answers instead. */
 void adopt_at_start(struct federation *f);
+/* Before a round that starts from another version than the one held here. A newer one held found no quorum and was taken
+ * back: its file goes. version 0: back to the job's first state. */
+int MUST_USE adopt_withdrawal(struct federation *f, const struct secagg_info *info, uint64_t version,
+                              struct error *err);
 /* Fetches and verifies the version that M0 names, with its proof. */
 int MUST_USE adopt_missing(struct federation *f, const struct secagg_info *info, uint64_t version, struct error *err);
 

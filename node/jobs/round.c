@@ -276,8 +276,8 @@ static int check_open(struct federation *f, struct span m0, uint64_t version, st
         return rc;
     if (memcmp(f->job.version.model_hash, info->model_hash, HASH_SIZE) == 0)
         return 0;
-    if (version == 0)
-        return error_set(err, ERR_INTEGRITY, "job %s starts from a model state that is not its first one", info->job);
+    if ((rc = adopt_withdrawal(f, info, version, err)) < 0 || version == 0)
+        return rc;
     return adopt_missing(f, info, version, err);
 }
 
