@@ -142,37 +142,83 @@ static struct span trimmed(struct span s)
     return s;
 }
 
-static int greedy_answer(struct evaluation *e, size_t record, struct kv_cache *cache, struct evaluate_result *result,
-                         struct error *err)
+/* Can text still become want, outer blanks aside? Equality is what is asked, so decoding may stop once it cannot. */
+static bool may_become(struct span text, struct span want)
 {
-    struct batch_example example;
-    int32_t prompt = dataset_prompt_length(e->data, record), produced = 0;
+    while (text.len > 0 && text.ptr[0] <= ' ') {
+        text.ptr++;
+        text.len--;
+    }
+    if (text.len <= want.len)
+        return memcmp(text.ptr, want.ptr, text.len) == 0;
+    return memcmp(text.ptr, want.ptr, want.len) == 0 && span_equal(trimmed(text), want);
+}
+
+static int32_t likeliest(const float *logits, int32_t count)
+{
+    int32_t best = 0;
+
+    for (int32_t v = 1; v < count; v++)
+        if (logits[v] > logits[best])
+            best = v;
+    return best;
+}
+
+struct greedy {
     struct buffer want, got;
+    int32_t next; /* token to append */
+    bool open;    /* still decoding */
+};
+
+/* Chooses the next token of one record; closes it at the end of the answer or when it cannot be right any more. */
+static void choose(struct evaluation *e, struct greedy *g, struct kv_cache *cache)
+{
+    infer_logits(e->infer, cache, e->logits);
+    g->next = likeliest(e->logits, e->model->config.vocabulary);
+    if (tokenizer_is_end(e->tokenizer, g->next) || kv_cache_room(cache) == 0) {
+        g->open = false;
+        return;
+    }
+    tokenizer_decode(e->tokenizer, &g->next, 1, &g->got);
+    g->open = may_become(buffer_span(&g->got), trimmed(buffer_span(&g->want)));
+}
+
+/* The greedy answers of one group of prompts, decoded side by side. */
+static int greedy_answers(struct evaluation *e, size_t first, size_t count, struct evaluate_result *result,
+                          struct error *err)
+{
+    struct greedy greedy[BATCH_PROMPTS] = {0};
+    struct infer_extend items[BATCH_PROMPTS];
     int rc = 0;
 
-    buffer_init(&want, 1 << 20);
-    buffer_init(&got, 1 << 20);
-    dataset_example(e->data, record, &example);
-    tokenizer_decode(e->tokenizer, example.ids + prompt, (size_t)(example.length - prompt), &want);
-    while (produced < e->options->answer_tokens_max && kv_cache_room(cache) > 0) {
-        int32_t best = 0;
-        struct infer_extend next;
-        infer_logits(e->infer, cache, e->logits);
-        for (int32_t v = 1; v < e->model->config.vocabulary; v++)
-            if (e->logits[v] > e->logits[best])
-                best = v;
-        if (tokenizer_is_end(e->tokenizer, best))
-            break;
-        tokenizer_decode(e->tokenizer, &best, 1, &got);
-        next = (struct infer_extend){cache, &best, 1};
-        if ((rc = infer_extend(e->infer, e->lora, &next, 1, err)) < 0)
-            break;
-        produced++;
+    for (size_t i = 0; i < count; i++) {
+        size_t record = record_at(e, first + i);
+        int32_t prompt = dataset_prompt_length(e->data, record);
+        struct batch_example example;
+        dataset_example(e->data, record, &example);
+        buffer_init(&greedy[i].want, 1 << 20);
+        buffer_init(&greedy[i].got, 1 << 20);
+        tokenizer_decode(e->tokenizer, example.ids + prompt, (size_t)(example.length - prompt), &greedy[i].want);
+        greedy[i].open = true;
     }
-    if (rc == 0)
-        result->correct += span_equal(trimmed(buffer_span(&want)), trimmed(buffer_span(&got)));
-    buffer_release(&want);
-    buffer_release(&got);
+    for (int32_t produced = 0; rc == 0 && produced < e->options->answer_tokens_max; produced++) {
+        int32_t n = 0;
+        for (size_t i = 0; i < count; i++) {
+            if (greedy[i].open)
+                choose(e, &greedy[i], e->caches[i]);
+            if (greedy[i].open)
+                items[n++] = (struct infer_extend){e->caches[i], &greedy[i].next, 1};
+        }
+        if (n == 0)
+            break;
+        rc = infer_extend(e->infer, e->lora, items, n, err);
+    }
+    for (size_t i = 0; i < count; i++) {
+        result->correct +=
+            rc == 0 && span_equal(trimmed(buffer_span(&greedy[i].want)), trimmed(buffer_span(&greedy[i].got)));
+        buffer_release(&greedy[i].want);
+        buffer_release(&greedy[i].got);
+    }
     return rc;
 }
 
@@ -218,8 +264,7 @@ int evaluate(const struct evaluate_options *options, const struct model *model, 
         if (result.answers)
             rc = score_answers(&e, first, count, &result, err);
         else
-            for (size_t i = 0; rc == 0 && i < count; i++)
-                rc = greedy_answer(&e, record_at(&e, first + i), e.caches[i], &result, err);
+            rc = greedy_answers(&e, first, count, &result, err);
         if (options->progress)
             options->progress(options->progress_ctx, first + count, e.records);
     }
