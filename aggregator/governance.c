@@ -12,14 +12,15 @@
 
 #include <jansson.h>
 
-static void print_fingerprint(const struct cli *cli, const char *what, const uint8_t public_key[SIGN_PUBLIC_SIZE])
+static void print_fingerprint(const struct cli *cli, const char *what, const char *path, const char *label,
+                              const uint8_t public_key[SIGN_PUBLIC_SIZE])
 {
     uint8_t hash[HASH_SIZE];
     char text[2 * HASH_SIZE + 1];
 
     identity_public_fingerprint(public_key, hash);
     hex_encode(hash, sizeof hash, text);
-    cli_print_object(cli, json_pack("{s:s,s:s}", "key", what, "fingerprint", text));
+    cli_print_object(cli, json_pack("{s:s,s:s}", what, path, label, text));
 }
 
 static int run_key(struct cli *cli, struct error *err)
@@ -32,7 +33,7 @@ static int run_key(struct cli *cli, struct error *err)
     snprintf(public_path, sizeof public_path, "%s.pub", path);
     if ((rc = identity_key_create(&random_system, &key, err)) == 0 && (rc = identity_key_store(key, path, err)) == 0 &&
         (rc = identity_public_store(identity_public(key), public_path, err)) == 0)
-        print_fingerprint(cli, public_path, identity_public(key));
+        print_fingerprint(cli, "key", public_path, "fingerprint", identity_public(key));
     identity_key_free(key);
     return rc;
 }
@@ -43,7 +44,7 @@ static int run_fingerprint(struct cli *cli, struct error *err)
     int rc = identity_public_load(cli->args[0], key, err);
 
     if (rc == 0)
-        print_fingerprint(cli, cli->args[0], key);
+        print_fingerprint(cli, "key", cli->args[0], "fingerprint", key);
     return rc;
 }
 
@@ -153,7 +154,7 @@ static int run_sign(struct cli *cli, struct error *err)
     if ((rc = cli_confirm(cli, err, "Sign this roster?")) == 0 &&
         (rc = roster_sign(&r, identity_sign_key(key), &out, err)) == 0 &&
         (rc = file_write_atomic(out_path, buffer_span(&out), 0644, err)) == 0)
-        print_fingerprint(cli, out_path, identity_public(key));
+        print_fingerprint(cli, "roster", out_path, "signed_by", identity_public(key));
 out:
     json_decref(json);
     buffer_release(&text);
