@@ -4,7 +4,7 @@
 
 #define COSIGN_LABEL "consilium/cosign/v1"
 
-static void encode_statement(const struct cosign_statement *s, struct buffer *b)
+void cosign_statement_encode(const struct cosign_statement *s, struct buffer *b)
 {
     buffer_string(b, s->federation);
     buffer_string(b, s->job);
@@ -16,6 +16,20 @@ static void encode_statement(const struct cosign_statement *s, struct buffer *b)
     buffer_append(b, s->sum_hash, HASH_SIZE);
     buffer_append(b, s->h3, HASH_SIZE);
     buffer_append(b, s->next_hash, HASH_SIZE);
+}
+
+void cosign_statement_decode(struct reader *r, struct cosign_statement *s)
+{
+    reader_string(r, s->federation, sizeof s->federation);
+    reader_string(r, s->job, sizeof s->job);
+    s->round = reader_u32(r);
+    s->attempt = reader_u32(r);
+    s->n = reader_u32(r);
+    s->c = reader_u32(r);
+    reader_copy(r, s->previous_hash, HASH_SIZE);
+    reader_copy(r, s->sum_hash, HASH_SIZE);
+    reader_copy(r, s->h3, HASH_SIZE);
+    reader_copy(r, s->next_hash, HASH_SIZE);
 }
 
 static void statement_hash(const struct cosign_statement *s, const char *site, uint8_t out[HASH_SIZE])
@@ -94,7 +108,7 @@ int cosign_proof(const struct cosign_collector *c, struct buffer *out, struct er
     if (!cosign_enough(c))
         return error_set(err, ERR_AGAIN, "%u of %u co-signatures", c->count,
                          quorum_threshold(c->statement.n, c->statement.c));
-    encode_statement(&c->statement, out);
+    cosign_statement_encode(&c->statement, out);
     buffer_u32(out, c->count);
     for (uint32_t i = 0; i < c->count; i++) {
         buffer_string(out, c->entries[i].site);
@@ -128,16 +142,7 @@ int cosign_verify(struct span proof, const struct roster *roster, int64_t now_s,
     uint8_t signature[SIGN_SIZE];
     int rc;
 
-    reader_string(&in, s.federation, sizeof s.federation);
-    reader_string(&in, s.job, sizeof s.job);
-    s.round = reader_u32(&in);
-    s.attempt = reader_u32(&in);
-    s.n = reader_u32(&in);
-    s.c = reader_u32(&in);
-    reader_copy(&in, s.previous_hash, HASH_SIZE);
-    reader_copy(&in, s.sum_hash, HASH_SIZE);
-    reader_copy(&in, s.h3, HASH_SIZE);
-    reader_copy(&in, s.next_hash, HASH_SIZE);
+    cosign_statement_decode(&in, &s);
     uint32_t count = reader_count(&in, SECAGG_SITES_MAX, 4 + 1 + SIGN_SIZE);
     if (in.failed || strcmp(s.federation, roster->federation) != 0)
         return error_set(err, ERR_INTEGRITY, "malformed co-signatures, or of another federation");

@@ -12,6 +12,7 @@
 #ifndef PROTOCOL_COSIGN_H
 #define PROTOCOL_COSIGN_H
 
+#include "base/reader.h"
 #include "protocol/params.h"
 #include "protocol/roster.h"
 
@@ -24,6 +25,10 @@ struct cosign_statement {
     uint32_t n, c; /* invited; colluders assumed */
     uint8_t previous_hash[HASH_SIZE], sum_hash[HASH_SIZE], h3[HASH_SIZE], next_hash[HASH_SIZE];
 };
+
+/* Its fields in order; after decode, check r->failed. */
+void cosign_statement_encode(const struct cosign_statement *s, struct buffer *b);
+void cosign_statement_decode(struct reader *r, struct cosign_statement *s);
 
 /* Signs for a site. Nodes get this through secagg_client_on_result only. */
 void cosign_sign(const struct cosign_statement *s, const char *site, const struct sign_key *key,

@@ -94,34 +94,6 @@ void version_path(const struct config *config, const char *job, uint32_t round, 
     node_path(config, name, out);
 }
 
-static void encode_statement(struct buffer *b, const struct cosign_statement *s)
-{
-    buffer_string(b, s->federation);
-    buffer_string(b, s->job);
-    buffer_u32(b, s->round);
-    buffer_u32(b, s->attempt);
-    buffer_u32(b, s->n);
-    buffer_u32(b, s->c);
-    buffer_append(b, s->previous_hash, HASH_SIZE);
-    buffer_append(b, s->sum_hash, HASH_SIZE);
-    buffer_append(b, s->h3, HASH_SIZE);
-    buffer_append(b, s->next_hash, HASH_SIZE);
-}
-
-static void decode_statement(struct reader *r, struct cosign_statement *s)
-{
-    reader_string(r, s->federation, sizeof s->federation);
-    reader_string(r, s->job, sizeof s->job);
-    s->round = reader_u32(r);
-    s->attempt = reader_u32(r);
-    s->n = reader_u32(r);
-    s->c = reader_u32(r);
-    reader_copy(r, s->previous_hash, HASH_SIZE);
-    reader_copy(r, s->sum_hash, HASH_SIZE);
-    reader_copy(r, s->h3, HASH_SIZE);
-    reader_copy(r, s->next_hash, HASH_SIZE);
-}
-
 int version_store(const struct version *v, const struct vault *vault, struct span proof, struct error *err)
 {
     char path[NODE_PATH_SIZE], folder[NODE_PATH_SIZE];
@@ -135,7 +107,7 @@ int version_store(const struct version *v, const struct vault *vault, struct spa
     buffer_bytes(&b, span_of(v->lora_text, v->lora_text_len));
     buffer_string(&b, v->options);
     buffer_append(&b, v->base_hash, HASH_SIZE);
-    encode_statement(&b, &v->statement);
+    cosign_statement_encode(&v->statement, &b);
     buffer_bytes(&b, proof);
     buffer_u64(&b, v->words);
     buffer_append(&b, v->params, v->words * sizeof(float));
@@ -169,7 +141,7 @@ static int decode(struct version *v, struct span bytes, const struct vault *vaul
     lora = reader_bytes(&r, PLAN_LORA_MAX);
     options = reader_bytes(&r, PLAN_TEXT_MAX - 1);
     reader_copy(&r, v->base_hash, HASH_SIZE);
-    decode_statement(&r, &v->statement);
+    cosign_statement_decode(&r, &v->statement);
     (void)reader_bytes(&r, COSIGN_PROOF_MAX);
     words = reader_u64(&r);
     if (r.failed || words > WORDS_MAX)
