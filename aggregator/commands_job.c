@@ -148,6 +148,7 @@ struct watch {
     struct progress progress;
     int rounds, round, cohort, threshold, answered, seen, visited;
     char stage[16];
+    char note[200]; /* who does not take part, and why */
     int64_t started_ms;
 };
 
@@ -166,12 +167,18 @@ static int watch_event(void *ctx, json_t *event)
         w->cohort = (int)json_integer_value(json_object_get(event, "cohort"));
         w->threshold = (int)json_integer_value(json_object_get(event, "threshold"));
         w->answered = 0;
+        w->note[0] = 0;
         snprintf(w->stage, sizeof w->stage, "train");
     }
     if (strcmp(name, "stage_done") == 0) {
         stage = json_string_value(json_object_get(event, "stage"));
         w->answered = (int)json_integer_value(json_object_get(event, "answered"));
         snprintf(w->stage, sizeof w->stage, "%s ok", stage ? stage : "");
+    }
+    if (strcmp(name, "site_declined") == 0) {
+        const char *site = json_string_value(json_object_get(event, "site"));
+        const char *reason = json_string_value(json_object_get(event, "reason"));
+        snprintf(w->note, sizeof w->note, " | %.63s: %.120s", site ? site : "", reason ? reason : "does not take part");
     }
     if (strcmp(name, "version_signed") == 0)
         snprintf(w->stage, sizeof w->stage, "signed");
@@ -186,8 +193,8 @@ static void show(struct watch *w)
 
     if (w->round > 0)
         progress_update(&w->progress, (uint64_t)w->round * 16 + strlen(w->stage),
-                        "round %d/%d | %s | up %d/%d (need %d) | %02d:%02d", w->round, w->rounds, w->stage, w->answered,
-                        w->cohort, w->threshold, (int)(seconds / 60), (int)(seconds % 60));
+                        "round %d/%d | %s | up %d/%d (need %d) | %02d:%02d%s", w->round, w->rounds, w->stage,
+                        w->answered, w->cohort, w->threshold, (int)(seconds / 60), (int)(seconds % 60), w->note);
 }
 
 int command_job_watch(struct cli *cli, struct error *err)

@@ -67,7 +67,7 @@ int session_message_decode(struct span bytes, struct session_message *ret_messag
     message.round = reader_u64(&r);
     message.attempt = reader_u32(&r);
     message.payload = reader_bytes(&r, PAYLOAD_BYTES_MAX);
-    if (!reader_done(&r) || stage < SESSION_M1_ADVERTISE || stage > SESSION_DECLINE || !session_id_valid(message.job))
+    if (!reader_done(&r) || stage < SESSION_M1_ADVERTISE || stage > SESSION_WILLING || !session_id_valid(message.job))
         return error_set(err, ERR_INTEGRITY, "malformed message from a site (%zu bytes)", bytes.len);
     message.stage = (enum session_stage)stage;
     *ret_message = message;

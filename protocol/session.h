@@ -53,7 +53,9 @@ enum session_stage {
     SESSION_M7_CONSISTENCY = 7,
     SESSION_M9_UNMASK = 9,
     SESSION_COSIGN = 11,
-    SESSION_DECLINE = 12, /* the site does not take part; payload: text of the reason for the aggregator's operator */
+    SESSION_DECLINE = 12,   /* the site does not take part; payload: text of the reason for the aggregator's operator */
+    SESSION_UNWILLING = 13, /* the same, and it does not want to be invited to this job until it says WILLING */
+    SESSION_WILLING = 14,   /* consent was given, or the hours have come; any round */
 };
 
 struct session_cursor {

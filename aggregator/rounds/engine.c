@@ -118,6 +118,8 @@ static void look_for_job(struct engine *e)
             end_job(e, JOB_FAILED, err.message);
         return;
     }
+    for (size_t i = 0; i < e->site_count; i++)
+        e->sites[i].unwilling = false;
     log_info(&e->log, "job begins: %u of %u rounds done", e->job.rounds_opened, e->plan.rounds);
     journal_event(e->journal, "job_begins",
                   json_pack("{s:s,s:i,s:I}", "job", e->job.job, "rounds", (int)e->plan.rounds, "parameters",
@@ -179,7 +181,7 @@ static size_t connected_sites(const struct engine *e, const char **ret_ids)
     size_t n = 0;
 
     for (size_t i = 0; i < e->site_count && n < SECAGG_SITES_MAX; i++)
-        if (engine_connected(e, &e->sites[i]))
+        if (engine_connected(e, &e->sites[i]) && !e->sites[i].unwilling)
             ret_ids[n++] = e->sites[i].id;
     return n;
 }
@@ -233,10 +235,19 @@ static int open_round(struct engine *e, const char *const *ids, size_t n, struct
     return 0;
 }
 
+static size_t unwilling_sites(const struct engine *e)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < e->site_count; i++)
+        n += e->sites[i].unwilling;
+    return n;
+}
+
 static void gather(struct engine *e)
 {
     const char *ids[SECAGG_SITES_MAX];
-    size_t n = connected_sites(e, ids);
+    size_t n = connected_sites(e, ids), missing = e->site_count - n - unwilling_sites(e);
     struct error err = {0};
 
     if (e->job.rounds_opened >= e->plan.rounds) {
@@ -249,7 +260,7 @@ static void gather(struct engine *e)
     }
     if (e->enough_since_ms < 0)
         e->enough_since_ms = now_ms(e);
-    if (n < e->site_count && now_ms(e) - e->enough_since_ms < config_duration_ms(e->config, "round.gather"))
+    if (missing > 0 && now_ms(e) - e->enough_since_ms < config_duration_ms(e->config, "round.gather"))
         return;
     if (open_round(e, ids, n, &err) < 0) {
         if (e->attempt)

@@ -36,6 +36,7 @@ struct engine_site {
     uint64_t held;              /* token of its waiting NEXT; 0: none */
     int64_t seen_ms;            /* monotonic, last request; -1: never */
     bool declined;              /* this round */
+    bool unwilling;             /* to take part in this job until it says otherwise or connects anew */
     struct rpc_counters before; /* at the round's opening */
 };
 

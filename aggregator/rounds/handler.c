@@ -137,16 +137,24 @@ static int on_send(struct engine *e, struct engine_site *site, struct span body,
 
     if (rc < 0)
         return rc;
+    if (message.stage == SESSION_WILLING) {
+        if (strcmp(message.job, e->job.job) == 0)
+            site->unwilling = false;
+        return 0;
+    }
     if (strcmp(message.job, e->job.job) != 0 || message.round != e->round || e->phase < PHASE_ATTEMPT) {
         answer(reply, SESSION_LATE, "this round is not under way");
         return 0;
     }
-    if (message.stage == SESSION_DECLINE) {
+    if (message.stage == SESSION_DECLINE || message.stage == SESSION_UNWILLING) {
         site->declined = true;
+        site->unwilling = message.stage == SESSION_UNWILLING;
         log_warn(&e->log, "%s does not take part: %.*s", site->id,
                  message.payload.len < 300 ? (int)message.payload.len : 300, (const char *)message.payload.ptr);
         journal_event(e->journal, "site_declined",
-                      json_pack("{s:s,s:s,s:i}", "job", e->job.job, "site", site->id, "round", (int)e->round));
+                      json_pack("{s:s,s:s,s:i,s:b,s:s%}", "job", e->job.job, "site", site->id, "round", (int)e->round,
+                                "until_willing", site->unwilling, "reason", (const char *)message.payload.ptr,
+                                message.payload.len < 300 ? message.payload.len : 300));
         return 0;
     }
     if (message.stage == SESSION_COSIGN)
@@ -219,6 +227,7 @@ int engine_handle(void *ctx, const struct rpc_peer *peer, uint16_t method, struc
     site->seen_ms = clock_monotonic_ms(e->clock);
     switch (method) {
     case SESSION_HELLO:
+        site->unwilling = false; /* restarted, perhaps with another policy */
         return on_hello(e, body, reply);
     case SESSION_NEXT:
         return on_next(site, body, reply);

@@ -149,8 +149,10 @@ static void handle(struct federation *f, const struct session_event *event)
     int rc;
 
     f->cursor = event->cursor;
-    if (event->kind == SESSION_IDLE)
+    if (event->kind == SESSION_IDLE) {
+        round_reconsider(f);
         return;
+    }
     f->log.job = event->job;
     f->log.round = (uint32_t)event->round;
     rc = round_on_event(f, event, &err);

@@ -70,6 +70,9 @@ struct federation {
     struct job_runtime job;
     struct attempt attempt;
     int64_t beat_ms; /* last sign of life sent while training */
+    /* A job that this site's policy, its people or its hours keep it from; "" when there is none. */
+    struct session_event unwilling;
+    struct job_plan unwilling_plan;
 };
 
 /* Runs until *f->stop. The fields above the blank line are the caller's. ERR_CONFIG and ERR_INTEGRITY at start only. */
@@ -80,6 +83,8 @@ int MUST_USE federation_run(struct federation *f, struct error *err);
 
 /* Does this site's part for one event. A negative return means that its part in the attempt has ended; err says why. */
 int MUST_USE round_on_event(struct federation *f, const struct session_event *event, struct error *err);
+/* While nothing happens: tells the aggregator when what kept this site from a job has changed. */
+void round_reconsider(struct federation *f);
 void round_drop(struct federation *f, const char *reason); /* ends the attempt: burns what was not released, wipes */
 void job_runtime_release(struct job_runtime *job);
 
@@ -102,8 +107,8 @@ int MUST_USE adopt_version(struct federation *f, struct version *v, struct error
 /* Loads the last version in use from disk into the slot at start; a changed file is reported and not used, and the
  * newest intact one before it answers instead. */
 void adopt_at_start(struct federation *f);
-/* Before a round that starts from another version than the one held here. A newer one held found no quorum and was taken
- * back: its file goes. version 0: back to the job's first state. */
+/* Before a round that starts from another version than the one held here. A newer one held found no quorum and was
+ * taken back: its file goes. version 0: back to the job's first state. */
 int MUST_USE adopt_withdrawal(struct federation *f, const struct secagg_info *info, uint64_t version,
                               struct error *err);
 /* Fetches and verifies the version that M0 names, with its proof. */

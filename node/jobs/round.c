@@ -111,8 +111,12 @@ static int prepare_job(struct federation *f, const struct job_plan *plan, struct
         return 0;
     if (!path)
         return error_set(err, ERR_POLICY, "this site has no training records (data.path is not set)");
-    if ((rc = adapter_config_parse(span_of(plan->lora, plan->lora_len), &job.adapter, err)) < 0 ||
-        (rc = adapter_config_build(&job.adapter, &f->site->model.config, &job.lora, err)) < 0 ||
+    if ((rc = adapter_config_parse(span_of(plan->lora, plan->lora_len), &job.adapter, err)) < 0)
+        return rc;
+    if (job.adapter.lora.mode != LORA_FFA)
+        return error_set(err, ERR_POLICY, "job %s trains A and B together: averaging them is not averaging the update",
+                         plan->job);
+    if ((rc = adapter_config_build(&job.adapter, &f->site->model.config, &job.lora, err)) < 0 ||
         (rc = local_plan_make(&job.local, plan, 1, job.lora.trained_count, err)) < 0 ||
         (rc = site_dataset(f->site, path, job.local.system_message, (int32_t)plan->train.max_len, &job.data, err)) <
             0 ||
@@ -262,17 +266,42 @@ static int train_and_quantise(struct federation *f, const struct secagg_info *in
     return rc;
 }
 
+/* The job as a whole: the site's policy, its people, its hours. */
+static int check_willing(struct federation *f, const struct job_plan *plan, struct span opening, struct error *err)
+{
+    enum consent consent;
+    int rc = site_store_consent(f->store, plan->job, plan->hash, opening, &consent, err);
+
+    /* Entered first, so that `consent show` can show even a job that this site refuses. */
+    if (rc < 0 || (rc = policy_check_plan(f->config, plan, f->site->base_hash, err)) < 0 ||
+        (rc = check_consent(f, plan, consent, err)) < 0)
+        return rc;
+    return policy_check_hours(f->config, f->clock, err);
+}
+
+/* What is left of the job must fit what is left of the budget: better not begun than broken off. */
+static int check_budget(struct federation *f, const struct secagg_info *info, struct error *err)
+{
+    uint64_t steps = info->plan.train.local_steps, first = (info->round - 1) * steps, next = 0;
+    double epsilon;
+    int rc;
+
+    if (f->job.local.dp.mode == DP_NONE)
+        return 0;
+    if ((rc = open_ledger(f, err)) < 0 || (rc = ledger_next_step(f->ledger, info->job, &next, err)) < 0)
+        return rc;
+    next = next > first ? next : first;
+    steps *= info->plan.rounds;
+    return next < steps ? ledger_preview(f->ledger, &f->job.local.dp, steps - next, &epsilon, err) : 0;
+}
+
 static int check_open(struct federation *f, struct span m0, uint64_t version, struct secagg_info *info,
                       struct error *err)
 {
-    enum consent consent;
     int rc = secagg_peek(m0, &f->vault->roster, info, err);
 
-    /* Entered first, so that `consent show` can show even a job that this site refuses. */
-    if (rc < 0 || (rc = site_store_consent(f->store, info->plan.job, info->plan.hash, m0, &consent, err)) < 0 ||
-        (rc = policy_check_plan(f->config, &info->plan, f->site->base_hash, err)) < 0 ||
-        (rc = check_consent(f, &info->plan, consent, err)) < 0 ||
-        (rc = policy_check_hours(f->config, f->clock, err)) < 0 || (rc = prepare_job(f, &info->plan, err)) < 0)
+    if (rc < 0 || (rc = check_willing(f, &info->plan, m0, err)) < 0 || (rc = prepare_job(f, &info->plan, err)) < 0 ||
+        (rc = check_budget(f, info, err)) < 0)
         return rc;
     if (memcmp(f->job.version.model_hash, info->model_hash, HASH_SIZE) == 0)
         return 0;
@@ -281,7 +310,8 @@ static int check_open(struct federation *f, struct span m0, uint64_t version, st
     return adopt_missing(f, info, version, err);
 }
 
-static int decline(struct federation *f, const struct session_event *event, int code, struct error *err)
+static int decline(struct federation *f, const struct session_event *event, enum session_stage how, int code,
+                   struct error *err)
 {
     struct error ignored = {0};
 
@@ -289,10 +319,21 @@ static int decline(struct federation *f, const struct session_event *event, int 
                   json_pack("{s:s,s:I,s:i,s:s}", "job", event->job, "round", (json_int_t)event->round, "code",
                             error_exit_code(code), "reason", err->message));
     log_warn(&f->log, "not taking part: %s", err->message);
-    if (federation_send(f, SESSION_DECLINE, event, span_str(err->message), &ignored) < 0)
+    if (federation_send(f, how, event, span_str(err->message), &ignored) < 0)
         log_debug(&f->log, "the aggregator was not told: %s", ignored.message);
     round_drop(f, err->message);
     return 0;
+}
+
+void round_reconsider(struct federation *f)
+{
+    struct error err = {0};
+
+    if (!f->unwilling.job[0] || check_willing(f, &f->unwilling_plan, span_of(NULL, 0), &err) < 0)
+        return;
+    log_info(&f->log, "job %s: nothing keeps this site from it any longer", f->unwilling.job);
+    if (federation_send(f, SESSION_WILLING, &f->unwilling, span_of(NULL, 0), &err) == 0)
+        f->unwilling.job[0] = 0;
 }
 
 static int on_open(struct federation *f, const struct session_event *event, struct error *err)
@@ -312,13 +353,24 @@ static int on_open(struct federation *f, const struct session_event *event, stru
     f->attempt.opened_ms = clock_monotonic_ms(f->clock);
     f->attempt.before = rpc_client_counters(f->rpc);
     rc = check_open(f, m0, version, info, err);
+    f->unwilling.job[0] = 0;
+    if (rc == ERR_POLICY) { /* of the job, not of this round */
+        struct error ignored = {0};
+        if (check_willing(f, &info->plan, m0, &ignored) < 0) { /* what may change while the daemon runs */
+            f->unwilling = *event;
+            f->unwilling.payload = span_of(NULL, 0);
+            f->unwilling_plan = info->plan;
+        }
+        free(info);
+        return decline(f, event, SESSION_UNWILLING, rc, err);
+    }
     if (rc == 0)
         rc = reserve(f, info, err);
     if (rc == 0)
         rc = start_client(f, info, m0, err);
     if (rc < 0) {
         free(info);
-        return rc == ERR_CONNECT || rc == ERR_TIMEOUT ? rc : decline(f, event, rc, err);
+        return rc == ERR_CONNECT || rc == ERR_TIMEOUT ? rc : decline(f, event, SESSION_DECLINE, rc, err);
     }
     journal_event(f->journal, "round_opened", json_pack("{s:s,s:i}", "job", info->job, "round", (int)info->round));
     log_info(&f->log, "training");
@@ -502,6 +554,7 @@ int round_on_event(struct federation *f, const struct session_event *event, stru
     if (event->kind == SESSION_OPEN)
         return on_open(f, event, err);
     if (event->kind == SESSION_DONE) {
+        f->unwilling.job[0] = 0;
         round_drop(f, "the job ended");
         journal_event(f->journal, "job_done", json_pack("{s:s}", "job", event->job));
         log_info(&f->log, "job done");
