@@ -165,7 +165,8 @@ static int local_options(struct cli *cli, const struct config *config, struct jo
     plan->train.max_len = (uint32_t)tokens;
     plan->dp.delta = config_float(config, "policy.delta");
     plan->dp.mode = dp && strcmp(dp, "none") == 0 ? PLAN_DP_NONE : PLAN_DP_RECORD;
-    snprintf(plan->job, sizeof plan->job, "local");
+    /* A job of its own in the ledger: each run has its own plan. */
+    snprintf(plan->job, sizeof plan->job, "local-%lld", (long long)clock_wall_ms(&clock_system));
     snprintf(plan->train.optimizer, sizeof plan->train.optimizer, "%s", optimizer ? optimizer : "adamw");
     snprintf(plan->train.options, sizeof plan->train.options, "%s", options ? options : "system=none");
     plan->lora_len = (uint32_t)snprintf((char *)plan->lora, sizeof plan->lora, "%s", lora);
