@@ -1,5 +1,6 @@
 #include "node/site.h"
 
+#include "base/file.h"
 #include "base/log.h"
 
 static const struct log_context log_site = {.component = "site"};
@@ -26,6 +27,8 @@ int site_open(struct site *ret_site, const struct config *config, struct error *
     const char *path = config_path(config, "model.path");
     int rc;
 
+    if (!file_exists(path))
+        return config_fail(config, "model.path", err, "%s does not exist", path);
     if ((rc = gguf_open(path, &site.gguf, err)) == 0 && (rc = gguf_load_model(site.gguf, &site.model, err)) == 0 &&
         (rc = tokenizer_new(site.gguf, &site.tokenizer, err)) == 0 && (rc = chat_check(site.tokenizer, err)) == 0)
         rc = choose_kernels(&site, config, err);

@@ -22,9 +22,10 @@ static const struct config_key keys[] = {
     {"lora.rank", CONFIG_INT, .text = "8", .min = 1, .max = 256, .help = "Rank r of the factors."},
     {"lora.alpha", CONFIG_FLOAT, .text = "16", .min = 0.001, .max = 65536, .help = "The update is scaled by alpha/r."},
     {"lora.scaling", CONFIG_ENUM, .text = "rank", .choices = "rank|sqrt-rank", .help = "sqrt-rank: by alpha/sqrt(r)."},
-    {"lora.mode", CONFIG_ENUM, .text = "ffa", .choices = "ffa|joint",
+    {"lora.mode", CONFIG_ENUM, .text = "ffa", .choices = "ffa",
      .help =
-         "ffa: A is frozen and public, only B is trained and sent; averaging is then exact. joint: both are trained."},
+         "ffa: A is frozen and public, only B is trained and sent, so that averaging B averages the update exactly. "
+         "Averaging A and B that were trained together would not; there is no such mode."},
     {"lora.seed", CONFIG_STRING, .min = 64, .max = 64,
      .help = "Public seed of the frozen factors, 64 hexadecimal digits. Unset: drawn at submission."},
 
@@ -150,7 +151,6 @@ static int lora_text(const struct config *job, const struct card *card, const st
     static const char *const order[] = {"q", "k", "v", "o", "gate", "up", "down"};
     int64_t first = config_int(job, "lora.layer_first"), rank = config_int(job, "lora.rank");
     int64_t last = config_is_set(job, "lora.layer_last") ? config_int(job, "lora.layer_last") : card->layers - 1;
-    bool ffa = strcmp(config_string(job, "lora.mode"), "ffa") == 0;
     char targets[64] = "", seed[65];
     uint8_t random[32];
     uint64_t words = 0, in, out;
@@ -159,21 +159,23 @@ static int lora_text(const struct config *job, const struct card *card, const st
     if (last >= card->layers || first > last)
         return config_fail(job, "lora.layer_first", err, "layers %lld to %lld; the model has 0 to %d", (long long)first,
                            (long long)last, card->layers - 1);
-    for (size_t i = 0; i < config_list_count(job, "lora.targets"); i++)
-        if (!target_shape(card, config_list_item(job, "lora.targets", i), &in, &out))
-            return config_fail(job, "lora.targets", err, "'%s' is none of q, k, v, o, gate, up, down",
-                               config_list_item(job, "lora.targets", i));
+    for (size_t i = 0; i < config_list_count(job, "lora.targets"); i++) {
+        const char *name = config_list_item(job, "lora.targets", i);
+        if (!target_shape(card, name, &in, &out))
+            return config_fail(job, "lora.targets", err, "'%s' is none of q, k, v, o, gate, up, down", name);
+        for (size_t j = 0; j < i; j++)
+            if (strcmp(name, config_list_item(job, "lora.targets", j)) == 0)
+                return config_fail(job, "lora.targets", err, "%s is named twice", name);
+    }
     for (size_t t = 0; t < ARRAY_LEN(order); t++) {
         for (size_t i = 0; i < config_list_count(job, "lora.targets"); i++) {
             if (strcmp(order[t], config_list_item(job, "lora.targets", i)) != 0)
                 continue;
             snprintf(targets + strlen(targets), sizeof targets - strlen(targets), "%s%s", found++ ? "," : "", order[t]);
             target_shape(card, order[t], &in, &out);
-            words += (uint64_t)(last - first + 1) * (uint64_t)rank * (ffa ? out : in + out);
+            words += (uint64_t)(last - first + 1) * (uint64_t)rank * out;
         }
     }
-    if (found != config_list_count(job, "lora.targets"))
-        return config_fail(job, "lora.targets", err, "a target is named twice");
     if (config_is_set(job, "lora.seed")) {
         snprintf(seed, sizeof seed, "%s", config_string(job, "lora.seed"));
         if (hex_decode(seed, random, sizeof random) < 0)
