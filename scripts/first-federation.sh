@@ -114,7 +114,7 @@ state: state
 aggregator: {url: "tcp://127.0.0.1:$port", federation: first}
 model: {path: ../model/model.gguf}
 data: {path: records.jsonl}
-policy: {consent: within-policy, max_epsilon: 8, delta: 0.00001}
+policy: {consent: ask, max_epsilon: 8, delta: 0.00001}
 YAML
 done
 rm -rf "$base/data"
@@ -129,7 +129,7 @@ version: 1
 job: chapters
 model: {card: model.json}
 lora: {layer_first: 26, targets: [q, v], rank: 8, alpha: 16, mode: ffa}
-rounds: {count: 1, min_sites: 3, train_deadline: 10m, stage_deadline: 1m}
+rounds: {count: 2, min_sites: 3, train_deadline: 10m, stage_deadline: 1m}
 train: {steps: 2, batch: 16, learning_rate: 15, optimizer: sgd, max_tokens: 128, system: none}
 dp: {mode: record, clip: 0.6, epsilon: 6, delta: 0.00001}
 YAML
@@ -199,7 +199,11 @@ at consilium-agg consilium-aggregator -c aggregator.yaml job submit job.yaml --a
 for s in "${sites[@]}"; do
     wait_for 60 "the job to be offered to clinic-$s" quietly "consilium-$s" consilium-node -c node.yaml consent show chapters
 done
+at consilium-a consilium-node -c node.yaml consent list
 at consilium-a consilium-node -c node.yaml consent show chapters
+for s in "${sites[@]}"; do
+    at "consilium-$s" consilium-node -c node.yaml consent approve chapters
+done
 
 # --- 7. the round ---------------------------------------------------------------------------------------------------------------
 say "7. the first round"
