@@ -171,7 +171,7 @@ ask_question() {
 run_alone() {
     local i best='' accuracy dir=$work/alone seed lora
     mkdir -p "$dir"
-    seed=$(head -c 32 /dev/zero | od -An -tx1 | tr -d ' \n')
+    seed=$(printf demo | sha256sum | cut -d' ' -f1)
     lora="layers=$layer_first-$(($(jq .layers "$work/main/model.json") - 1));targets=$targets;rank=$rank;alpha=$alpha;scaling=rank;mode=ffa;seed=$seed"
     for i in "${!names[@]}"; do
         say "alone: ${names[i]}"
@@ -217,7 +217,7 @@ write_report() {
         --argjson single "$(accuracy_of best_single_site)" --argjson nodp "$(accuracy_of federated_no_dp)" \
         --argjson killed "$([ "$n" -gt 3 ] && echo true || echo false)" '
         ($agg | map(select(.event == "version_signed"))) as $versions
-        | ($agg | map(select(.event == "site_bytes"))) as $bytes
+        | ($agg | map(select(.event == "site_bytes" and .survivor))) as $bytes
         | ($agg | map(select(.event == "round_opened"))) as $opened
         | {sites: $sites, rounds: ($versions | length), model: $model, train_records: $records,
            accuracy: ({majority: $evaluation[0].majority, base: $base, federated: $federated}
@@ -227,8 +227,8 @@ write_report() {
            secagg: {cohort: ($opened | map(.cohort) | max), threshold: ($opened | map(.threshold) | max),
                dropouts_recovered: ($versions | map(.dropouts_recovered) | add),
                survivors: ($versions | map(.survivors)),
-               upload_bytes_per_site_round: (($bytes | map(select(.bytes_up > 50000) | .bytes_up) | add / length) | floor),
-               download_bytes_per_site_round: (($bytes | map(select(.bytes_up > 50000) | .bytes_down) | add / length) | floor)},
+               upload_bytes_per_site_round: (($bytes | map(.bytes_up) | add / length) | floor),
+               download_bytes_per_site_round: (($bytes | map(.bytes_down) | add / length) | floor)},
            site_killed: $killed,
            stage_seconds: ($agg | map(select(.event == "stage_done")) | group_by(.stage)
                | map({key: .[0].stage, value: (map(.seconds) | add * 1000 | floor / 1000)}) | from_entries),

@@ -434,10 +434,10 @@ static void journal_round(struct engine *e)
     for (size_t i = 0; i < e->site_count; i++) {
         struct rpc_counters now = rpc_server_site_counters(e->server, e->sites[i].id);
         journal_event(e->journal, "site_bytes",
-                      json_pack("{s:s,s:i,s:s,s:I,s:I}", "job", e->job.job, "round", (int)e->round, "site",
-                                e->sites[i].id, "bytes_up",
-                                (json_int_t)(now.bytes_received - e->sites[i].before.bytes_received), "bytes_down",
-                                (json_int_t)(now.bytes_sent - e->sites[i].before.bytes_sent)));
+                      json_pack("{s:s,s:i,s:s,s:b,s:I,s:I}", "job", e->job.job, "round", (int)e->round, "site",
+                                e->sites[i].id, "survivor", secagg_server_is_survivor(e->attempt, e->sites[i].id),
+                                "bytes_up", (json_int_t)(now.bytes_received - e->sites[i].before.bytes_received),
+                                "bytes_down", (json_int_t)(now.bytes_sent - e->sites[i].before.bytes_sent)));
     }
     journal_event(e->journal, "round_done",
                   json_pack("{s:s,s:i,s:i,s:i}", "job", e->job.job, "round", (int)e->round, "survivors",
