@@ -3,8 +3,6 @@
 #include "base/file.h"
 
 static const struct config_key keys[] = {
-    {"version", CONFIG_INT, .required = true, .text = "1", .min = 1, .max = 1,
-     .help = "Version of this file's format."},
     {"federation", CONFIG_STRING, .required = true, .example = "rare-diseases", .max = 63,
      .help = "Name of the federation: a-z, 0-9 and -. It stands in every certificate."},
     {"state", CONFIG_PATH, .required = true, .example = "state",

@@ -3,8 +3,6 @@
 #include "base/file.h"
 
 static const struct config_key keys[] = {
-    {"version", CONFIG_INT, .required = true, .text = "1", .min = 1, .max = 1,
-     .help = "Version of this file's format."},
     {"site", CONFIG_STRING, .required = true, .example = "clinic-a", .max = 63,
      .help = "Name of this site in the federation: a-z, 0-9 and -."},
     {"state", CONFIG_PATH, .required = true, .example = "state",

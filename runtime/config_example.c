@@ -6,7 +6,7 @@ static void write_comment(struct buffer *out, int indent, const char *text)
 {
     size_t width = 100 - (size_t)indent;
     while (*text) {
-        size_t len = strlen(text), cut = len;
+        size_t len = strcspn(text, "\n"), cut = len;
         if (len > width) {
             for (cut = width; cut > 0 && text[cut] != ' ';)
                 cut--;
@@ -14,7 +14,7 @@ static void write_comment(struct buffer *out, int indent, const char *text)
         }
         buffer_printf(out, "%*s# %.*s\n", indent, "", (int)cut, text);
         text += cut;
-        text += strspn(text, " ");
+        text += strspn(text, " \n");
     }
 }
 
@@ -90,11 +90,11 @@ void config_write_example(const struct config_schema *schema, struct buffer *out
                  k->required ? "Required."
                  : k->text   ? "Default: "
                              : "No default.",
-                 k->text ? k->text : "", k->text ? "." : "");
+                 k->text && !k->required ? k->text : "", k->text && !k->required ? "." : "");
         write_comment(out, indent, line);
         const char *value = k->example ? k->example : k->text ? k->text : NULL;
         /* A key that shows no value is commented out, so that the example parses. */
-        buffer_printf(out, "%*s%s%s: ", indent, "", value ? "" : "# ", name);
+        buffer_printf(out, "%*s%s%s:%s", indent, "", value ? "" : "# ", name, value ? " " : "");
         if (value)
             write_value(k, out, value);
         buffer_printf(out, "\n");

@@ -7,8 +7,6 @@
 #include <jansson.h>
 
 static const struct config_key keys[] = {
-    {"version", CONFIG_INT, .required = true, .text = "1", .min = 1, .max = 1,
-     .help = "Version of this file's format."},
     {"job", CONFIG_STRING, .required = true, .example = "icd-chapters", .max = 63,
      .help = "Name of the job: a-z, 0-9 and -. A name is used once."},
     {"model.card", CONFIG_PATH, .required = true, .example = "smollm2-135m.json",
