@@ -1,4 +1,5 @@
-/* Writes the tiny random llama of tests/node/tiny_site.h as a GGUF file: make_tiny_model FILE, run in the source folder. */
+/* Writes the tiny random llama of tests/node/tiny_site.h as a GGUF file: make_tiny_model FILE, run in the source
+ * folder. */
 #include "tests/node/tiny_site.h"
 
 int main(int argc, char **argv)
