@@ -1,6 +1,7 @@
 # Sourced by the other scripts: finds the tree, installs missing packages, builds a preset.
 # shellcheck shell=bash
 set -euo pipefail
+export LC_ALL=C.UTF-8 # the same column counts, sorting and decimal points whatever the user's language is
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -26,7 +27,8 @@ install_missing() {
     fi
     "${as_root[@]}" apt-get update -qq >&2 || die "apt-get update failed: is this Debian with its package sources reachable?"
     # shellcheck disable=SC2086 # a list of names
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >&2 ||
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o Dpkg::Use-Pty=0 \
+        --no-install-recommends $missing >/dev/null ||
         die "apt-get install failed for: $missing"
 }
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Formatting, file sizes and words that mark unfinished work.
 set -uo pipefail
+export LC_ALL=C.UTF-8 # columns are characters, not bytes
 cd "$1" || exit 1
 failures=0
 fail() { echo "$*"; failures=$((failures + 1)); }
