@@ -187,10 +187,27 @@ int command_consent_deny(struct cli *cli, struct error *err)
     return decide(cli, CONSENT_DENIED, err);
 }
 
+/* N of this site: what node.yaml says, else what was fixed at the first use. */
+static int reported_records(const struct config *config, uint64_t *ret, struct error *err)
+{
+    struct site_store *store = NULL;
+    int rc;
+
+    if (config_is_set(config, "data.declared_records")) {
+        *ret = (uint64_t)config_int(config, "data.declared_records");
+        return 0;
+    }
+    if ((rc = site_store_open(&store, config, err)) == 0)
+        rc = site_store_declared(store, ret, err);
+    site_store_close(store);
+    return rc;
+}
+
 int command_privacy_report(struct cli *cli, struct error *err)
 {
     struct config *config = NULL;
     struct ledger *ledger = NULL;
+    uint64_t declared = 0;
     struct ledger_spent spent;
     char path[NODE_PATH_SIZE];
     int rc = cli_config(cli, &config, err);
@@ -207,11 +224,14 @@ int command_privacy_report(struct cli *cli, struct error *err)
             rc = error_set(err, rc, "%s: nothing was spent yet: no job with differential privacy has begun here", path);
     }
     if (rc == 0 && (rc = ledger_verify(ledger, err)) == 0 && (rc = ledger_spent(ledger, NULL, &spent, err)) == 0)
-        cli_print_object(cli, json_pack("{s:s,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:I}", "site", config_string(config, "site"),
-                                        "epsilon_spent", spent.epsilon, "epsilon_budget", spent.budget, "delta",
-                                        spent.delta, "order", spent.order, "steps", (json_int_t)spent.steps, "released",
-                                        (json_int_t)spent.released, "burnt", (json_int_t)spent.burnt, "unfinished",
-                                        (json_int_t)spent.reserved));
+        rc = reported_records(config, &declared, err);
+    if (rc == 0)
+        cli_print_object(cli,
+                         json_pack("{s:s,s:I,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:I}", "site", config_string(config, "site"),
+                                   "declared_records", (json_int_t)declared, "epsilon_spent", spent.epsilon,
+                                   "epsilon_budget", spent.budget, "delta", spent.delta, "order", spent.order, "steps",
+                                   (json_int_t)spent.steps, "released", (json_int_t)spent.released, "burnt",
+                                   (json_int_t)spent.burnt, "unfinished", (json_int_t)spent.reserved));
     ledger_close(ledger);
     config_free(config);
     return rc;

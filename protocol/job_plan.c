@@ -22,9 +22,11 @@ static int check_dp(const struct job_plan *p, struct error *err)
     const struct plan_dp *dp = &p->dp;
 
     if (dp->mode == PLAN_DP_NONE) {
-        if (dp->clip != 0 || dp->noise_multiplier != 0 || dp->sampling_rate != 0 || dp->delta != 0 ||
-            dp->target_epsilon != 0 || dp->grid != 0 || dp->steps != 0)
-            return bad(err, "dp", "all zero in mode none");
+        if (dp->clip != 0 && !within(dp->clip, 1e-12, 1e12))
+            return bad(err, "dp.clip", "0, or the bound of one record's gradient");
+        if (dp->noise_multiplier != 0 || dp->sampling_rate != 0 || dp->delta != 0 || dp->target_epsilon != 0 ||
+            dp->grid != 0 || dp->steps != 0)
+            return bad(err, "dp", "all zero but the clip in mode none");
         return 0;
     }
     if (dp->mode != PLAN_DP_RECORD)

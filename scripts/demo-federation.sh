@@ -32,7 +32,8 @@ policy: {consent: within-policy, max_epsilon: 8, delta: 0.00001, allow_without_d
 serve: {listen: "unix:$dir/${names[i]}.sock"}
 YAML
     done
-    "$bin/consilium-node" model describe "$MODEL" >"$dir/model.json"
+    "$bin/consilium-node" model describe "$MODEL" >"$dir/model.json" || die "$MODEL cannot be used"
+    layer_first=$(jq "[.layers - 10, 0] | max" "$dir/model.json")
     cat >"$dir/job.yaml" <<YAML
 version: 1
 job: demo
@@ -43,7 +44,7 @@ train: {steps: $steps, batch: $batch, learning_rate: $learning_rate, optimizer: 
 aggregation: {optimizer: $server_optimizer, learning_rate: $server_learning_rate, momentum: $server_momentum, update_clip: 100, grid_bits: 16}
 dp: {mode: $mode, clip: $clip, epsilon: 8, delta: 0.00001}
 YAML
-    [ "$mode" = record ] || sed -i '/^dp:/d; $a dp: {mode: none}' "$dir/job.yaml"
+    [ "$mode" = record ] || sed -i "/^dp:/d; \$a dp: {mode: none, clip: $clip}" "$dir/job.yaml"
 }
 
 # enrol FEDERATION: what docs/first-federation.md tells people to do by hand
@@ -212,18 +213,20 @@ write_report() {
     jq -n --slurpfile agg "$dir/aggregator/journal.jsonl" --slurpfile answer "$work/answer.json" \
         --slurpfile prompt "$work/prompt.json" --slurpfile evaluation "$work/eval-federated.json" \
         --argjson sites "$n" --arg model "$(basename "$MODEL")" \
-        --argjson records "$(cat "${files[@]}" | wc -l)" --argjson seconds "$(((ended - started) / 1000000))" \
+        --argjson seconds "$(((ended - started) / 1000000))" \
         --argjson epsilon "$epsilon" --argjson base "$(accuracy_of base)" --argjson federated "$(accuracy_of federated)" \
         --argjson single "$(accuracy_of best_single_site)" --argjson nodp "$(accuracy_of federated_no_dp)" \
-        --argjson killed "$([ "$n" -gt 3 ] && echo true || echo false)" '
+        --slurpfile privacy <(cat "$dir"/*.privacy.json) \
+        --argjson killed "$([ -s "$dir/supervisor.log" ] && echo true || echo false)" '
         ($agg | map(select(.event == "version_signed"))) as $versions
         | ($agg | map(select(.event == "site_bytes" and .survivor))) as $bytes
         | ($agg | map(select(.event == "round_opened"))) as $opened
-        | {sites: $sites, rounds: ($versions | length), model: $model, train_records: $records,
+        | ($agg | map(select(.event == "version_withdrawn"))) as $withdrawn
+        | {sites: $sites, rounds: (($versions | length) - ($withdrawn | length)), model: $model, train_records: ($privacy | map(.declared_records) | add),
            accuracy: ({majority: $evaluation[0].majority, base: $base, federated: $federated}
                + (if $single == null then {} else {best_single_site: $single, federated_no_dp: $nodp} end)),
            evaluation: {records: $evaluation[0].records, answers: $evaluation[0].answers, scorer: $evaluation[0].scorer},
-           privacy: {mode: "record", epsilon: $epsilon, delta: 0.00001},
+           privacy: {mode: "record", epsilon: $epsilon, delta: ($privacy | map(.delta) | max)},
            secagg: {cohort: ($opened | map(.cohort) | max), threshold: ($opened | map(.threshold) | max),
                dropouts_recovered: ($versions | map(.dropouts_recovered) | add),
                survivors: ($versions | map(.survivors)),
@@ -252,7 +255,8 @@ print_table() {
         "privacy      epsilon \(.privacy.epsilon * 1000 | round / 1000) at delta \(.privacy.delta), per record, by each site'"'"'s own ledger",
         "sites        \(.sites), threshold \(.secagg.threshold), survivors per round \(.secagg.survivors | map(tostring) | join(" "))",
         (if .site_killed then "             one was killed after its upload; dropouts whose masks were removed: \(.secagg.dropouts_recovered)"
-            else "             three sites tolerate no dropout, so none was killed" end),
+            elif .sites == 3 then "             three sites tolerate no dropout, so none was killed"
+            else "             no site was killed" end),
         "bytes        \(.secagg.upload_bytes_per_site_round) up, \(.secagg.download_bytes_per_site_round) down, per site and round",
         "seconds      \(.seconds) in all; stages of the rounds: \(.stage_seconds | to_entries | map("\(.key) \(.value)") | join(", "))",
         "question     \(.answer.prompt)",

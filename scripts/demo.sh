@@ -65,14 +65,16 @@ done
 
 # --- the learning problem; how it was chosen is in bench/peers/README.md --------------------------------------------------
 : "${rounds:=$([ "$quick" = yes ] && echo 2 || echo 12)}"
-layer_first=20 targets=q,v rank=8 alpha=16
+targets=q,v rank=8 alpha=16
 optimizer=sgd learning_rate=25 decay=0.8 clip=0.6 local_options="momentum=0;decay=0.8;system=none"
 server_optimizer=fedavg server_learning_rate=1 server_momentum=0
 steps=2 batch=32 max_tokens=64 eval_records=300
 if [ "$own_data" = yes ]; then
     # Long records cost more, so fewer of them are sampled: about 150,000 tokens in all keep two cores under three minutes.
     max_tokens=1024
-    tokens=$(($(cat "${files[@]}" | wc -c) / $(cat "${files[@]}" | wc -l) / 4))
+    lines=$(cat "${files[@]}" | wc -l)
+    [ "$lines" -gt 0 ] || die "the site-*.jsonl files in $data are empty"
+    tokens=$(($(cat "${files[@]}" | wc -c) / lines / 4 + 1))
     batch=$((150000 / (tokens * n * rounds * steps)))
     batch=$((batch < 4 ? 4 : batch > 32 ? 32 : batch))
 fi

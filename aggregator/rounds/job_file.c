@@ -68,7 +68,8 @@ static const struct config_key keys[] = {
      .help =
          "record: each site adds the full noise for its own records. none: sites refuse it unless their policy says "
          "otherwise."},
-    {"dp.clip", CONFIG_FLOAT, .text = "1", .min = 1e-6, .max = 1e6, .help = "L2 bound of one record's gradient."},
+    {"dp.clip", CONFIG_FLOAT, .text = "1", .min = 0, .max = 1e6,
+     .help = "L2 bound of one record's gradient. 0, in mode none only: no bound."},
     {"dp.epsilon", CONFIG_FLOAT, .text = "8", .min = 0.01, .max = 100, .help = "Target over all rounds, at dp.delta."},
     {"dp.delta", CONFIG_FLOAT, .text = "0.00001", .min = 1e-12, .max = 0.01, .help = "Delta of the target."},
 
@@ -230,6 +231,8 @@ int job_file_plan(const struct config *job, const struct rng *rng, int64_t now_s
     train_section(job, &plan.train);
     if (strcmp(config_string(job, "dp.mode"), "record") == 0) {
         double clip = config_float(job, "dp.clip");
+        if (!(clip > 0))
+            return config_fail(job, "dp.clip", err, "must be above 0 in mode record");
         plan.dp = (struct plan_dp){.mode = PLAN_DP_RECORD,
                                    .clip = clip,
                                    .delta = config_float(job, "dp.delta"),
@@ -237,7 +240,7 @@ int job_file_plan(const struct config *job, const struct rng *rng, int64_t now_s
                                    .grid = 0x1p20 / clip,
                                    .steps = (uint64_t)plan.rounds * plan.train.local_steps};
     } else {
-        plan.dp.mode = PLAN_DP_NONE;
+        plan.dp = (struct plan_dp){.mode = PLAN_DP_NONE, .clip = config_float(job, "dp.clip")};
     }
     plan.aggregation = (struct plan_aggregation){
         .update_clip = config_float(job, "aggregation.update_clip"),
