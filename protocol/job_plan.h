@@ -30,7 +30,7 @@ struct plan_train {
 
 struct plan_dp {
     enum plan_dp_mode mode;
-    /* The rest is 0 in mode none. */
+    /* The rest is 0 in mode none, but for the clip, which may still bound one record's gradient (0: no bound). */
     double clip; /* dp_clip C per unit */
     /* z, and q in (0, 1]; or both 0: each site takes q = batch / its declared records and the least z that keeps the
      * target over all steps. Its noise protects its own records only, so it need not be the same everywhere. */
