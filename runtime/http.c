@@ -39,6 +39,7 @@ struct http_request {
     int owners;
     bool dispatched, suspended, replied, completed;
     unsigned status;
+    unsigned retry_after_s; /* 0: no such header */
     struct MHD_Response *response;
     struct http_stream *stream; /* owned share; NULL: a plain reply */
 };
@@ -243,7 +244,18 @@ static struct MHD_Response *make_response(const char *content_type, struct span 
 
 void http_reply(struct http_request *r, unsigned status, const char *content_type, struct span body)
 {
-    request_answer(r, status, make_response(content_type, body));
+    struct MHD_Response *response = make_response(content_type, body);
+    char seconds[16];
+    if (response && r->retry_after_s) {
+        snprintf(seconds, sizeof seconds, "%u", r->retry_after_s);
+        MHD_add_response_header(response, "Retry-After", seconds);
+    }
+    request_answer(r, status, response);
+}
+
+void http_retry_after(struct http_request *r, unsigned seconds)
+{
+    r->retry_after_s = seconds;
 }
 
 void http_reply_json(struct http_request *r, unsigned status, json_t *json)

@@ -75,6 +75,8 @@ int MUST_USE http_request_json(struct http_request *r, json_t **ret_json);
 void http_defer(struct http_request *r);
 bool http_request_gone(const struct http_request *r); /* deferred: the client went away (a reply is still due) */
 void http_reply(struct http_request *r, unsigned status, const char *content_type, struct span body);
+/* Before a plain reply: adds "Retry-After: seconds" to it. */
+void http_retry_after(struct http_request *r, unsigned seconds);
 void http_reply_json(struct http_request *r, unsigned status, json_t *json); /* json consumed */
 /* {"error": {"message": ..., "type": type, "code": status}} */
 void http_reply_error(struct http_request *r, unsigned status, const char *type, const char *format, ...)

@@ -236,6 +236,7 @@ static void refuse_full(struct serve *s, struct http_request *r)
              (long long)retry_after_s(s));
     error = completion_error(message, "rate_limit_error", NULL, "queue_full");
     json_object_set_new(json_object_get(error, "error"), "retry_after_s", json_integer(retry_after_s(s)));
+    http_retry_after(r, (unsigned)retry_after_s(s));
     http_reply_json(r, 429, error);
 }
 

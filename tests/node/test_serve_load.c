@@ -56,6 +56,10 @@ static void test_queue_full(void **state)
     for (int i = 0; i < 3; i++)
         fds[i] = client_open(f->address, "POST", CHAT, NULL, i == 1 ? SHORT_STREAM : SHORT);
     wait_for_waiting(f, 3);
+    client_ask(f->address, "POST", CHAT, NULL, SHORT, &a);
+    assert_int_equal(a.status, 429);
+    assert_non_null(strcasestr(a.headers, "Retry-After: "));
+    http_answer_release(&a);
     json_t *refused = ask_json(f, SHORT, 429), *error = json_object_get(refused, "error");
     assert_string_equal(json_string_value(json_object_get(error, "type")), "rate_limit_error");
     assert_true(json_integer_value(json_object_get(error, "retry_after_s")) >= 1);
