@@ -35,8 +35,11 @@ static void *reply_later(void *arg)
     return NULL;
 }
 
+static _Atomic int later_seen; /* requests that reached the handler below */
+
 static void later(void *ctx, struct http_request *r)
 {
+    later_seen++;
     pthread_t thread;
     (void)ctx;
     http_defer(r);
@@ -229,8 +232,10 @@ static void test_graceful(void **state)
     (void)state;
     struct http_server *s = start("127.0.0.1:0", NULL, &unused);
     snprintf(address, sizeof address, "%s", http_address(s));
+    int seen = later_seen;
     pthread_create(&thread, NULL, ask_later, address);
-    usleep(20000);
+    for (int i = 0; i < 20000 && later_seen == seen; i++)
+        usleep(1000);
     http_stop(s, 2000);
     pthread_join(thread, &answer);
     expect(answer, "503", "later 7");
