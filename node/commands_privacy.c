@@ -116,7 +116,7 @@ static int check_budget(const struct config *config, struct site_store *store, c
                                      .epsilon = config_float(config, "policy.max_epsilon"),
                                      .delta = config_float(config, "policy.delta"),
                                      .clock = &clock_system,
-                                     .must_exist = true};
+                                     .read_only = true};
     uint64_t declared = 0, next = 0, steps = (uint64_t)plan->rounds * plan->train.local_steps;
     struct ledger *ledger = NULL;
     struct local_plan local;
@@ -217,7 +217,7 @@ int command_privacy_report(struct cli *cli, struct error *err)
                                          .epsilon = config_float(config, "policy.max_epsilon"),
                                          .delta = config_float(config, "policy.delta"),
                                          .clock = &clock_system,
-                                         .must_exist = true};
+                                         .read_only = true};
         node_path(config, "ledger.sqlite", path);
         rc = ledger_open(&ledger, path, &options, err);
         if (rc == ERR_NOT_FOUND)

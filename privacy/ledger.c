@@ -44,6 +44,8 @@ struct totals {
 struct ledger {
     struct store *store;
     const struct clock *clock;
+    double epsilon; /* as opened; the rows may say less */
+    bool read_only;
     struct totals totals;
 };
 
@@ -70,9 +72,14 @@ static struct reservation *find_reservation(struct totals *t, uint64_t sequence)
     return NULL;
 }
 
-static double rdp_budget(const struct totals *t)
+static double budget(const struct ledger *l)
 {
-    return rdp_from_epsilon(t->order, t->epsilon, t->delta);
+    return fmin(l->totals.epsilon, l->epsilon);
+}
+
+static double rdp_budget(const struct ledger *l)
+{
+    return rdp_from_epsilon(l->totals.order, budget(l), l->totals.delta);
 }
 
 /* Room for one more element, doubled in steps; NULL when memory ran out. */
@@ -272,6 +279,7 @@ static int append(struct ledger *l, struct ledger_record *r, struct error *err)
 
 static int begin(struct ledger *l, struct error *err)
 {
+    assert(!l->read_only || l->totals.rows == 0); /* only to read, once it is open */
     int rc = store_begin(l->store, err);
     if (rc == 0 && (rc = catch_up(l->store, &l->totals, err)) < 0)
         store_rollback(l->store);
@@ -309,7 +317,7 @@ static int create(struct ledger *l, const struct ledger_options *o, struct error
     return append(l, &r, err);
 }
 
-/* The budget of the site's policy against the ledger's; a change is booked. Ends the transaction. */
+/* The budget of the site's policy against the ledger's; a change is booked, unless read only. Ends the transaction. */
 static int reconcile(struct ledger *l, const struct ledger_options *o, struct error *err)
 {
     const struct totals *t = &l->totals;
@@ -319,7 +327,7 @@ static int reconcile(struct ledger *l, const struct ledger_options *o, struct er
     else if (t->delta != o->delta)
         rc = error_set(err, ERR_CONFIG, "privacy ledger: delta %g was fixed when it was created; the policy says %g",
                        t->delta, o->delta);
-    if (rc == 0 && t->epsilon != o->epsilon) {
+    if (rc == 0 && t->epsilon != o->epsilon && !o->read_only) {
         struct ledger_record r = {.row = {.kind = LEDGER_BUDGET, .epsilon = o->epsilon}};
         return append(l, &r, err);
     }
@@ -342,10 +350,11 @@ static int check_options(const struct ledger_options *o, struct error *err)
 
 int ledger_open(struct ledger **ret_ledger, const char *path, const struct ledger_options *o, struct error *err)
 {
+    bool must_exist = o->must_exist || o->read_only;
     int rc = check_options(o, err);
     if (rc < 0)
         return rc;
-    if (o->must_exist && !file_exists(path))
+    if (must_exist && !file_exists(path))
         return error_set(err, ERR_NOT_FOUND,
                          "privacy ledger: %s is missing; restore it, a new one would forget what is "
                          "spent",
@@ -354,10 +363,12 @@ int ledger_open(struct ledger **ret_ledger, const char *path, const struct ledge
     if (!l)
         return out_of_memory(err);
     l->clock = o->clock;
+    l->epsilon = o->epsilon;
+    l->read_only = o->read_only;
     rc = store_open(&l->store, path, migrations, ARRAY_LEN(migrations), err);
     if (rc == 0)
         rc = begin(l, err);
-    if (rc == 0 && l->totals.rows == 0 && o->must_exist) {
+    if (rc == 0 && l->totals.rows == 0 && must_exist) {
         store_rollback(l->store);
         rc = error_set(err, ERR_INTEGRITY, "privacy ledger: %s is empty; restore it from a backup", path);
     } else if (rc == 0) {
@@ -381,17 +392,18 @@ void ledger_close(struct ledger *l)
 }
 
 /* Would `rdp` more fit? The message has the three figures. */
-static int check_budget(const struct totals *t, double rdp, double *ret_epsilon, struct error *err)
+static int check_budget(const struct ledger *l, double rdp, double *ret_epsilon, struct error *err)
 {
+    const struct totals *t = &l->totals;
     double after = t->rdp + rdp, epsilon = rdp_to_epsilon(t->order, after, t->delta);
     *ret_epsilon = epsilon;
-    if (isfinite(after) && after <= rdp_budget(t) * (1 + 1e-12))
+    if (isfinite(after) && after <= rdp_budget(l) * (1 + 1e-12))
         return 0;
     return error_set(
         err, ERR_POLICY,
         "privacy budget: spent epsilon %.4f, with these steps it would be %.4f, the budget is %.4f (delta %g, "
         "order %g): the site's policy allows no further release",
-        t->rdp > 0 ? rdp_to_epsilon(t->order, t->rdp, t->delta) : 0, epsilon, t->epsilon, t->delta, t->order);
+        t->rdp > 0 ? rdp_to_epsilon(t->order, t->rdp, t->delta) : 0, epsilon, budget(l), t->delta, t->order);
 }
 
 static int check_request(const struct totals *t, const struct ledger_request *q, struct error *err)
@@ -438,7 +450,7 @@ int ledger_reserve(struct ledger *l, const struct ledger_request *q, uint64_t *r
     rc = check_request(&l->totals, q, err);
     if (rc == 0) {
         r.row.rdp = q->steps * rdp_step(q->plan->q, q->plan->z, l->totals.order);
-        rc = check_budget(&l->totals, r.row.rdp, &epsilon, err);
+        rc = check_budget(l, r.row.rdp, &epsilon, err);
     }
     if (rc < 0) {
         store_rollback(l->store);
@@ -468,7 +480,7 @@ int ledger_preview(struct ledger *l, const struct dp_plan *plan, uint64_t steps,
     rc = dp_plan_check_ranges(plan, err);
     if (rc < 0)
         return rc;
-    return check_budget(&l->totals, (double)steps * rdp_step(plan->q, plan->z, l->totals.order), ret_epsilon, err);
+    return check_budget(l, (double)steps * rdp_step(plan->q, plan->z, l->totals.order), ret_epsilon, err);
 }
 
 /* RELEASED or BURNT for a reservation that is open. */
@@ -527,7 +539,7 @@ int ledger_spent(struct ledger *l, const char *job_name, struct ledger_spent *re
     int rc = catch_up(l->store, &l->totals, err);
     if (rc < 0)
         return rc;
-    struct ledger_spent s = {.budget = t->epsilon, .delta = t->delta, .order = t->order, .rdp_budget = rdp_budget(t)};
+    struct ledger_spent s = {.budget = budget(l), .delta = t->delta, .order = t->order, .rdp_budget = rdp_budget(l)};
     const double *curve = t->curve;
     for (size_t i = 0; i < t->jobs_count; i++) {
         if (job_name && strcmp(t->jobs[i].name, job_name) != 0)

@@ -3,7 +3,9 @@
  *
  * Invariants: a reservation is durable (synchronous=FULL) before ledger_reserve returns; rows are only ever appended;
  * reserved, released and burnt all count as spent (no refunds: a crash is spent); a job's step numbers strictly grow;
- * the spent RDP at the ledger's order never exceeds the budget.
+ * the spent RDP at the ledger's order never exceeds the budget, which is the lesser of the last budget row and of what
+ * this struct ledger was opened with: a row that another process appends can lower the budget of a running one, never
+ * raise it.
  *
  * The filter. Plans come one after another and may depend on what was released, so ε is not the minimum over orders.
  * The ledger uses the fully adaptive Rényi filter (Feldman and Zrnic, "Individual Privacy Accounting via a Rényi
@@ -38,6 +40,7 @@ struct ledger_options {
     double order;                   /* only when created: overrides the choice; 0: choose */
     const struct clock *clock;
     bool must_exist; /* ERR_NOT_FOUND instead of creating */
+    bool read_only;  /* must_exist, and no budget row is appended: nothing that is asked of it changes the file */
 };
 
 struct ledger_request {

@@ -273,6 +273,46 @@ static void test_budget_change(void **state)
     ledger_close(l);
 }
 
+/* Another process that opens the ledger with a larger budget must not raise the one that the daemon enforces. */
+static void test_budget_of_others(void **state)
+{
+    struct fixture *f = *state;
+    struct ledger *daemon = must_open(f), *other;
+    struct error err = {0};
+    struct ledger_head before, after;
+    struct ledger_spent s;
+    uint64_t sequence;
+    double epsilon;
+    for (unsigned round = 0; round < 8; round++)
+        assert_int_equal(reserve(f, daemon, "job", round, &sequence, NULL), 0);
+    assert_int_equal(ledger_head(daemon, &before, NULL), 0);
+    f->options.epsilon = 50;
+    f->options.read_only = true; /* a report: not one row */
+    other = must_open(f);
+    assert_int_equal(ledger_spent(other, NULL, &s, NULL), 0);
+    assert_near(s.budget, 3, 0); /* what is in force, not what the reader wishes */
+    assert_int_equal(ledger_preview(other, &f->plan, 5, &epsilon, &err), ERR_POLICY);
+    ledger_close(other);
+    assert_int_equal(ledger_head(daemon, &after, NULL), 0);
+    assert_int_equal(after.sequence, before.sequence);
+    f->options.read_only = false; /* a program that writes books its budget; the daemon keeps to its own */
+    other = must_open(f);
+    assert_int_equal(ledger_spent(other, NULL, &s, NULL), 0);
+    assert_near(s.budget, 50, 0);
+    assert_int_equal(reserve(f, daemon, "job-2", 0, &sequence, &err), ERR_POLICY);
+    assert_non_null(strstr(err.message, "budget is 3.0000"));
+    ledger_close(other);
+    f->options.epsilon = 2;
+    ledger_close(must_open(f));
+    assert_int_equal(ledger_spent(daemon, NULL, &s, NULL), 0);
+    assert_near(s.budget, 2, 0); /* less always counts */
+    ledger_close(daemon);
+    snprintf(f->path, sizeof f->path, "%s/none.db", f->folder);
+    f->options.read_only = true;
+    assert_int_equal(ledger_open(&other, f->path, &f->options, &err), ERR_NOT_FOUND);
+    assert_int_not_equal(access(f->path, F_OK), 0);
+}
+
 static void test_tiny_budget(void **state)
 {
     struct fixture *f = *state;
@@ -400,9 +440,10 @@ static void test_each_and_time(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {CASE(test_budget),        CASE(test_refusals),      CASE(test_ends),
-                                       CASE(test_tampered_body), CASE(test_removed_row),   CASE(test_swapped_hash),
-                                       CASE(test_old_copy),      CASE(test_budget_change), CASE(test_tiny_budget),
-                                       CASE(test_race),          CASE(test_kill),          CASE(test_each_and_time)};
+    const struct CMUnitTest tests[] = {
+        CASE(test_budget),          CASE(test_refusals),     CASE(test_ends),     CASE(test_tampered_body),
+        CASE(test_removed_row),     CASE(test_swapped_hash), CASE(test_old_copy), CASE(test_budget_change),
+        CASE(test_tiny_budget),     CASE(test_race),         CASE(test_kill),     CASE(test_each_and_time),
+        CASE(test_budget_of_others)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
