@@ -17,6 +17,7 @@ int MUST_USE policy_check_plan(const struct config *config, const struct job_pla
 /* ERR_POLICY outside policy.hours (local time); the message tells when training may start next. */
 int MUST_USE policy_check_hours(const struct config *config, const struct clock *clock, struct error *err);
 
+/* A floor that node.yaml leaves unset is 0: the protocol's default for the number of sites invited. */
 struct secagg_policy policy_secagg(const struct config *config);
 
 #endif

@@ -175,6 +175,10 @@ static void each_rule_of_the_policy(void **state)
     assert_int_equal(floors.honest_min, 3);
     assert_true(floors.allow_no_dp);
     config_free(config);
+    config = config_of("max_epsilon: 8"); /* unset: the protocol's defaults for the round's size, not lower ones */
+    floors = policy_secagg(config);
+    assert_true(floors.colluders_min == 0 && floors.honest_min == 0 && floors.sites_min == 3 && !floors.allow_no_dp);
+    config_free(config);
 }
 
 static int64_t wall_ms(void *ctx)
