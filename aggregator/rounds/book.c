@@ -313,6 +313,21 @@ int book_state(struct book *b, const char *job, uint32_t round, float *state, ui
     return rc;
 }
 
+int book_find_state(struct book *b, const uint8_t state_sha256[HASH_SIZE], char *path, struct error *err)
+{
+    struct store_query q =
+        store_query(b->db, "SELECT job, round FROM version WHERE state_sha256 = ? AND proof IS NOT NULL LIMIT 1");
+    int rc;
+
+    store_bind_blob(&q, 1, span_of(state_sha256, HASH_SIZE));
+    if ((rc = store_row(&q, err)) > 0)
+        state_path(b, store_text(&q, 0), (uint32_t)store_i64(&q, 1), path);
+    store_end(&q);
+    if (rc < 0)
+        return rc;
+    return rc > 0 ? 0 : error_set(err, ERR_NOT_FOUND, "no such state");
+}
+
 int book_each_version(struct book *b, const char *job, int (*visit)(void *ctx, const struct book_version *version),
                       void *ctx, struct error *err)
 {

@@ -67,6 +67,8 @@ int MUST_USE book_proof(struct book *b, const char *job, uint32_t round, struct 
 /* Reads a version's state into state (2·words floats), checking its hash. Round 0: zeros. */
 int MUST_USE book_state(struct book *b, const char *job, uint32_t round, float *state, uint64_t words,
                         struct error *err);
+/* The path of the proven state with this hash, of any job. path: AGGREGATOR_PATH_SIZE bytes. ERR_NOT_FOUND. */
+int MUST_USE book_find_state(struct book *b, const uint8_t state_sha256[HASH_SIZE], char *path, struct error *err);
 int MUST_USE book_each_version(struct book *b, const char *job,
                                int (*visit)(void *ctx, const struct book_version *version), void *ctx,
                                struct error *err);

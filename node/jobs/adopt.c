@@ -59,12 +59,15 @@ static void forget(struct federation *f, const char *job, uint32_t first, uint32
 
 int adopt_version(struct federation *f, struct version *v, struct error *err)
 {
+    bool at_work = f->job.present && strcmp(f->job.plan.job, v->statement.job) == 0;
     struct served_adapter *served;
+    uint32_t held = 0;
     int rc = build_served(f, v, &served, err);
 
     if (rc < 0)
         return rc;
-    if ((rc = site_store_set_version(f->store, v->statement.job, v->statement.round, err)) < 0 ||
+    if ((rc = site_store_version(f->store, v->statement.job, &held, err)) < 0 ||
+        (rc = site_store_set_version(f->store, v->statement.job, v->statement.round, err)) < 0 ||
         (rc = site_store_set_served(f->store, v->statement.job, v->statement.round, err)) < 0) {
         served_adapter_drop(served);
         return rc;
@@ -74,10 +77,14 @@ int adopt_version(struct federation *f, struct version *v, struct error *err)
                             served->sha256));
     log_info(&f->log, "adapter %s version %u is in use (%.12s…)", served->job, served->version, served->sha256);
     slot_put(f->slot, served);
-    forget(f, v->statement.job, f->job.version.statement.round + 1, v->statement.round - 1);
-    version_release(&f->job.version);
-    f->job.version = *v;
-    *v = (struct version){0};
+    forget(f, v->statement.job, held + 1, v->statement.round - 1);
+    if (at_work) {
+        version_release(&f->job.version);
+        f->job.version = *v;
+        *v = (struct version){0};
+    } else {
+        version_release(v);
+    }
     return 0;
 }
 
@@ -171,7 +178,8 @@ static int fetch_proof(struct federation *f, const char *job, uint64_t version, 
                                        (unsigned long long)version, job);
 }
 
-int adopt_missing(struct federation *f, const struct secagg_info *info, uint64_t version, struct error *err)
+static int fetch_version(struct federation *f, const struct secagg_info *info, uint64_t version, bool of_this_round,
+                         struct error *err)
 {
     struct cosign_statement statement;
     struct transfer_options options = {.deadline_ms = 600000, .clock = f->clock, .rng = f->rng};
@@ -188,7 +196,8 @@ int adopt_missing(struct federation *f, const struct secagg_info *info, uint64_t
         (rc = cosign_verify(proof, &f->vault->roster, now_s(f), (uint32_t)config_int(f->config, "policy.min_colluders"),
                             &statement, err)) < 0)
         goto out;
-    if (strcmp(statement.job, info->job) != 0 || memcmp(statement.next_hash, info->model_hash, HASH_SIZE) != 0) {
+    if (strcmp(statement.job, info->job) != 0 || statement.round != version ||
+        (of_this_round && memcmp(statement.next_hash, info->model_hash, HASH_SIZE) != 0)) {
         rc = error_set(err, ERR_INTEGRITY,
                        "job %s round %u: the model that the round starts from is not the one that "
                        "the sites co-signed",
@@ -214,4 +223,14 @@ out:
     buffer_release(&reply);
     buffer_release(&state);
     return rc;
+}
+
+int adopt_missing(struct federation *f, const struct secagg_info *info, uint64_t version, struct error *err)
+{
+    return fetch_version(f, info, version, true, err);
+}
+
+int adopt_last(struct federation *f, const struct secagg_info *info, uint64_t version, struct error *err)
+{
+    return fetch_version(f, info, version, false, err);
 }

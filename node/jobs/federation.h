@@ -113,5 +113,7 @@ int MUST_USE adopt_withdrawal(struct federation *f, const struct secagg_info *in
                               struct error *err);
 /* Fetches and verifies the version that M0 names, with its proof. */
 int MUST_USE adopt_missing(struct federation *f, const struct secagg_info *info, uint64_t version, struct error *err);
+/* The same for the last version of a job that has ended; info is that of any of its openings. */
+int MUST_USE adopt_last(struct federation *f, const struct secagg_info *info, uint64_t version, struct error *err);
 
 #endif

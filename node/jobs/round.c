@@ -547,19 +547,55 @@ static int on_result(struct federation *f, const struct session_event *event, st
     return rc;
 }
 
+/* The job's last version, if this site took part in the job but missed the end of it. */
+static int catch_up(struct federation *f, const char *job, uint64_t version, struct error *err)
+{
+    struct secagg_info *info = malloc(sizeof *info);
+    enum consent consent = CONSENT_PENDING;
+    struct buffer opening;
+    uint32_t held = 0;
+    int rc;
+
+    buffer_init(&opening, 1 << 20);
+    if (!info)
+        return error_set(err, ERR_RESOURCES, "out of memory");
+    rc = site_store_plan(f->store, job, &opening, &consent, err);
+    if (rc == ERR_NOT_FOUND) { /* the job was never offered here */
+        rc = 0;
+        goto out;
+    }
+    if (rc < 0 || (rc = site_store_version(f->store, job, &held, err)) < 0 || held >= version ||
+        (rc = secagg_peek(buffer_span(&opening), &f->vault->roster, info, err)) < 0)
+        goto out;
+    if (policy_check_plan(f->config, &info->plan, f->site->base_hash, err) == 0 &&
+        check_consent(f, &info->plan, consent, err) == 0)
+        rc = adopt_last(f, info, version, err);
+out:
+    buffer_release(&opening);
+    free(info);
+    return rc;
+}
+
+static int on_done(struct federation *f, const struct session_event *event, struct error *err)
+{
+    struct reader r = reader_of(event->payload);
+    uint64_t version = reader_u64(&r);
+
+    f->unwilling.job[0] = 0;
+    round_drop(f, "the job ended");
+    journal_event(f->journal, "job_done", json_pack("{s:s}", "job", event->job));
+    log_info(&f->log, "job done");
+    return r.failed ? error_set(err, ERR_INTEGRITY, "malformed end of a job") : catch_up(f, event->job, version, err);
+}
+
 int round_on_event(struct federation *f, const struct session_event *event, struct error *err)
 {
     const struct secagg_info *info = f->attempt.client ? secagg_client_info(f->attempt.client) : NULL;
 
     if (event->kind == SESSION_OPEN)
         return on_open(f, event, err);
-    if (event->kind == SESSION_DONE) {
-        f->unwilling.job[0] = 0;
-        round_drop(f, "the job ended");
-        journal_event(f->journal, "job_done", json_pack("{s:s}", "job", event->job));
-        log_info(&f->log, "job done");
-        return 0;
-    }
+    if (event->kind == SESSION_DONE)
+        return on_done(f, event, err);
     if (!info || strcmp(info->job, event->job) != 0 || info->round != event->round || info->attempt != event->attempt)
         return 0; /* of an attempt that this process is not in: it joins the next one */
     switch (event->kind) {

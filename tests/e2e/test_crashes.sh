@@ -48,4 +48,15 @@ equal "no step was done twice, none is missing" "$(jq .steps "$work/report.json"
 ok "the budget held" jq -e '.epsilon_spent <= 8' "$work/report.json"
 node site-a privacy report --format json >"$work/report-a.json"
 equal "the quiet site spent the same" "$(jq .epsilon_spent "$work/report.json")" "$(jq .epsilon_spent "$work/report-a.json")"
+
+say "a site that dies in the last round"
+write_job short 1 "mode: record, epsilon: 0.5, delta: 0.00001"
+sed -i 's/max_epsilon: 8/max_epsilon: 9/' "$work"/site-?.yaml
+stop_gently "${sites[@]}"
+for site in site-a site-b site-d site-e; do start_node $site; done
+supervise site-c result:1
+submit short
+wait_job short 60
+until_true 20 "gets the job's last version after its end" has_event site-c '.event == "caught_up" and .job == "short" and .version == 1'
+versions_agree short
 stop_gently "${sites[@]}" aggregator
