@@ -164,6 +164,7 @@ static void each_rule_of_the_policy(void **state)
     policy_is("max_epsilon: 4", &plan, 0, NULL);
     policy_is("max_epsilon: 3.99", &plan, ERR_POLICY, "max_epsilon");
     policy_is("max_epsilon: 8, delta: 0.000001", &plan, ERR_POLICY, "delta");
+    policy_is("max_epsilon: 8, delta: 0.0000099", &plan, ERR_POLICY, "delta");
     policy_is("max_epsilon: 8, delta: 0.0001", &plan, 0, NULL);
     policy_is("max_epsilon: 8", &none, ERR_POLICY, "allow_without_dp");
     policy_is("max_epsilon: 8, allow_without_dp: true", &none, 0, NULL);
@@ -331,6 +332,7 @@ static void consent_is_for_one_plan(void **state)
     assert_int_equal(consent_of("j", 1), CONSENT_APPROVED);
     assert_int_equal(consent_of("k", 1), CONSENT_PENDING);
     assert_int_equal(consent_of("j", 2), CONSENT_PENDING); /* another plan under the same name */
+    assert_int_equal(consent_of("j", 2), CONSENT_PENDING); /* and so it is on disk */
     assert_int_equal(site_store_decide(store, "j", CONSENT_DENIED, &err), 0);
     assert_int_equal(consent_of("j", 2), CONSENT_DENIED);
     buffer_init(&opening, 100);

@@ -110,7 +110,7 @@ static void hash_frozen(const struct lora *lora, char out[65])
 
 static struct dataset *records(size_t count, bool many_answers)
 {
-    static const char *const labels[] = {"alpha", "beta", "gamma"};
+    static const char *const labels[] = {"a", "beta and more", "gamma, a much longer answer"};
     struct dataset_options options = {
         .tokenizer = tiny.site.tokenizer, .chat = {.system = CHAT_SYSTEM_NONE}, .tokens_max = 128};
     struct dataset *data;
