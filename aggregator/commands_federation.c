@@ -68,7 +68,7 @@ int command_roster_draft(struct cli *cli, struct error *err)
 
     buffer_init(&draft, ROSTER_BYTES_MAX);
     if (!authors || !out_path)
-        return error_set(err, ERR_CONFIG, "roster draft needs --authors FILE[,FILE…] (public keys) and --out FILE");
+        return error_set(err, ERR_CONFIG, "roster draft needs --authors FILE[,FILE...] (public keys) and --out FILE");
     snprintf(copy, sizeof copy, "%s", authors);
     for (char *file = strtok_r(copy, ",", &save); file && count < AUTHORS_MAX; file = strtok_r(NULL, ",", &save))
         files[count++] = file;

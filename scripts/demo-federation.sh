@@ -244,12 +244,12 @@ write_report() {
 
 print_table() {
     jq -r '
-        def pct: if . == null then "-" else "\(. * 1000 | round / 10) %" end;
+        def pct: (. * 1000 | round) as $p | "\($p / 10 | floor).\($p % 10) %";
         "",
         "accuracy on \(.evaluation.records) records (\(.evaluation.scorer))",
         "  majority class               \(.accuracy.majority | pct)",
         "  base model                   \(.accuracy.base | pct)",
-        "  federated, epsilon \(.privacy.epsilon * 100 | round / 100)       \(.accuracy.federated | pct)",
+        "  federated, with DP           \(.accuracy.federated | pct)",
         (if .accuracy.best_single_site then "  best site alone, same DP      \(.accuracy.best_single_site | pct)",
             "  federated without DP         \(.accuracy.federated_no_dp | pct)   (outside the claimed epsilon)" else empty end),
         "privacy      epsilon \(.privacy.epsilon * 1000 | round / 1000) at delta \(.privacy.delta), per record, by each site'"'"'s own ledger",

@@ -10,6 +10,7 @@
 # protocol is in the two daemons.
 . "$(dirname "$0")/setup.sh"
 
+{ # read as a whole before it runs: an edit of this file does not disturb a run under way
 data='' rounds='' sites='' model='' compare=no quick=no
 while [ $# -gt 0 ]; do
     case $1 in
@@ -93,3 +94,5 @@ if [ "$compare" = yes ]; then
 fi
 write_report
 print_table
+exit 0
+}

@@ -75,7 +75,7 @@ int adopt_version(struct federation *f, struct version *v, struct error *err)
     journal_event(f->journal, "adapter_swapped",
                   json_pack("{s:s,s:i,s:s}", "job", served->job, "version", (int)served->version, "adapter_sha256",
                             served->sha256));
-    log_info(&f->log, "adapter %s version %u is in use (%.12s…)", served->job, served->version, served->sha256);
+    log_info(&f->log, "adapter %s version %u is in use (%.12s...)", served->job, served->version, served->sha256);
     slot_put(f->slot, served);
     forget(f, v->statement.job, held + 1, v->statement.round - 1);
     if (at_work) {
