@@ -118,6 +118,10 @@ int main(int argc, char **argv)
 {
     bool json = argc > 1 && strcmp(argv[1], "--json") == 0;
     double seconds = argc > 1 + json ? strtod(argv[1 + json], NULL) : 2;
+    if (!(seconds > 0)) {
+        fprintf(stderr, "usage: bench_transport [--json] [SECONDS]\n");
+        return 2;
+    }
     char folder[] = "/tmp/consilium-bench-XXXXXX", url[64], files[5][400];
     static const char *const names[5] = {"ca.crt", "aggregator.crt", "aggregator.key", "site.crt", "site.key"};
     struct error err = {0};
