@@ -134,7 +134,7 @@ int command_run(struct cli *cli, struct error *err)
     struct config *config = NULL;
     struct book *book = NULL;
     enum log_level level;
-    int rc;
+    int rc, lock = -1;
 
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
@@ -144,7 +144,8 @@ int command_run(struct cli *cli, struct error *err)
     if (!cli->log_level && log_level_parse(config_string(config, "log.level"), &level) == 0)
         log_set_level(level);
     aggregator_path(config, "journal.jsonl", path);
-    if ((rc = registry_open(&registry, config, err)) == 0 && (rc = book_open(&book, config, err)) == 0 &&
+    if ((rc = registry_open(&registry, config, err)) == 0 && (rc = aggregator_lock(config, &lock, err)) == 0 &&
+        (rc = book_open(&book, config, err)) == 0 &&
         (rc = journal_open(&journal, path, &clock_system, false, err)) == 0)
         rc = run_engine(config, &registry, book, journal, err);
 out:
@@ -152,5 +153,6 @@ out:
     book_close(book);
     registry_release(&registry);
     config_free(config);
+    file_unlock(lock);
     return rc;
 }

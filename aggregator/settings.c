@@ -49,3 +49,18 @@ void aggregator_path(const struct config *config, const char *name, char out[AGG
 {
     file_join(out, AGGREGATOR_PATH_SIZE, config_path(config, "state"), name);
 }
+
+int aggregator_lock(const struct config *config, int *ret_lock, struct error *err)
+{
+    char path[AGGREGATOR_PATH_SIZE];
+    int rc;
+
+    aggregator_path(config, "lock", path);
+    if ((rc = file_lock(path, ret_lock, err)) == ERR_AGAIN)
+        rc =
+            error_set(err, ERR_RESOURCES,
+                      "another consilium-aggregator runs with the state folder %s: stop it first, or give this one its "
+                      "own",
+                      config_path(config, "state"));
+    return rc;
+}

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -170,6 +171,31 @@ void file_unmap(struct span map)
 {
     if (map.ptr)
         munmap((void *)(uintptr_t)map.ptr, map.len);
+}
+
+int file_lock(const char *path, int *ret_lock, struct error *err)
+{
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600), rc;
+
+    if (fd < 0)
+        return error_set(err, errno_code(), "%s: cannot open: %s", path, strerror(errno));
+    do
+        rc = flock(fd, LOCK_EX | LOCK_NB);
+    while (rc < 0 && errno == EINTR);
+    if (rc < 0) {
+        rc = error_set(err, errno == EWOULDBLOCK ? ERR_AGAIN : ERR_RESOURCES, "%s: cannot lock: %s", path,
+                       strerror(errno));
+        close(fd);
+        return rc;
+    }
+    *ret_lock = fd;
+    return 0;
+}
+
+void file_unlock(int lock)
+{
+    if (lock >= 0)
+        close(lock);
 }
 
 void file_join(char *out, size_t size, const char *folder, const char *name)

@@ -1,4 +1,5 @@
-/* Whole files: bounded reads, durable atomic writes, read-only maps, folders. Every error names the path and errno. */
+/* Whole files: bounded reads, durable atomic writes, read-only maps, locks, folders. Every error names the path and
+ * errno. */
 #ifndef BASE_FILE_H
 #define BASE_FILE_H
 
@@ -14,6 +15,11 @@ int MUST_USE file_write_atomic(const char *path, struct span data, unsigned mode
 int MUST_USE file_make_folder(const char *path, unsigned mode, struct error *err);
 
 bool file_exists(const char *path);
+
+/* Holds path (made when missing) for this process until file_unlock or its end. ERR_AGAIN when another process has it.
+ */
+int MUST_USE file_lock(const char *path, int *ret_lock, struct error *err);
+void file_unlock(int lock); /* -1: none */
 
 /* A read-only private map of a whole file; release with file_unmap. An empty file gives an empty span. */
 int MUST_USE file_map(const char *path, struct span *ret_map, struct error *err);

@@ -85,6 +85,7 @@ static void take_signals(void)
 
 /* Everything that both `run` and `serve` hold open. */
 struct daemon_parts {
+    int lock;
     struct config *config;
     struct site site;
     struct vault vault;
@@ -103,6 +104,7 @@ static void close_parts(struct daemon_parts *d)
     vault_release(&d->vault);
     site_release(&d->site);
     config_free(d->config);
+    file_unlock(d->lock);
 }
 
 static int open_parts(struct daemon_parts *d, struct cli *cli, struct error *err)
@@ -111,6 +113,7 @@ static int open_parts(struct daemon_parts *d, struct cli *cli, struct error *err
     enum log_level level;
     int rc;
 
+    d->lock = -1;
     slot_init(&d->slot);
     take_signals();
     if ((rc = secret_forbid_dumps(err)) < 0 || (rc = cli_config(cli, &d->config, err)) < 0)
@@ -119,7 +122,8 @@ static int open_parts(struct daemon_parts *d, struct cli *cli, struct error *err
         log_set_level(level);
     node_path(d->config, "journal.jsonl", path);
     if ((rc = vault_open(&d->vault, d->config, &clock_system, err)) < 0 ||
-        (rc = site_open(&d->site, d->config, err)) < 0 || (rc = site_store_open(&d->store, d->config, err)) < 0 ||
+        (rc = node_lock(d->config, &d->lock, err)) < 0 || (rc = site_open(&d->site, d->config, err)) < 0 ||
+        (rc = site_store_open(&d->store, d->config, err)) < 0 ||
         (rc = journal_open(&d->journal, path, &clock_system, false, err)) < 0)
         return rc;
     journal_event(d->journal, "started",

@@ -72,3 +72,16 @@ void node_path(const struct config *config, const char *name, char out[NODE_PATH
 {
     file_join(out, NODE_PATH_SIZE, config_path(config, "state"), name);
 }
+
+int node_lock(const struct config *config, int *ret_lock, struct error *err)
+{
+    char path[NODE_PATH_SIZE];
+    int rc;
+
+    node_path(config, "lock", path);
+    if ((rc = file_lock(path, ret_lock, err)) == ERR_AGAIN)
+        rc = error_set(err, ERR_RESOURCES,
+                       "another consilium-node runs with the state folder %s: stop it first, or give this one its own",
+                       config_path(config, "state"));
+    return rc;
+}

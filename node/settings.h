@@ -14,4 +14,8 @@ extern const struct config_schema node_schema;
 /* state folder + "/" + name; makes nothing. */
 void node_path(const struct config *config, const char *name, char out[NODE_PATH_SIZE]);
 
+/* One process at a time may spend, train and write in a state folder. Held until file_unlock (base/file.h) or the
+ * process's end. ERR_RESOURCES when another one has it. */
+int MUST_USE node_lock(const struct config *config, int *ret_lock, struct error *err);
+
 #endif

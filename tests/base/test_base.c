@@ -105,6 +105,15 @@ static void test_files(void)
     CHECK(file_read(path, &b, &err) == ERR_NOT_FOUND && strstr(err.message, path) != NULL);
     buffer_release(&b);
     CHECK(file_make_folder(folder, 0700, &err) == 0);
+
+    int lock = -1, second = -1;
+    CHECK(file_lock(path, &lock, &err) == 0);
+    CHECK(file_lock(path, &second, &err) == ERR_AGAIN && second == -1); /* another holder, be it this process */
+    file_unlock(lock);
+    CHECK(file_lock(path, &second, &err) == 0);
+    file_unlock(second);
+    file_unlock(-1);
+    unlink(path);
     rmdir(folder);
 }
 
