@@ -22,8 +22,17 @@ static void enter(struct engine *e, enum engine_phase phase)
 /* --- jobs ----------------------------------------------------------------------------------------------------------
  */
 
+static void drop_uploads(struct engine *e)
+{
+    struct error err = {0};
+
+    if (e->spool && e->job.job[0] && spool_remove_round(e->spool, e->job.job, e->round, ATTEMPT, &err) < 0)
+        log_warn(&e->log, "%s", err.message);
+}
+
 static void leave_job(struct engine *e)
 {
+    drop_uploads(e);
     secagg_server_free(e->attempt);
     free(e->state);
     free(e->sum);
@@ -144,14 +153,11 @@ static bool was_aborted(struct engine *e)
 
 static void finish_round(struct engine *e)
 {
-    struct error err = {0};
-
     secagg_server_free(e->attempt);
     e->attempt = NULL;
     free(e->cosign);
     e->cosign = NULL;
-    if (spool_remove_round(e->spool, e->job.job, e->round, ATTEMPT, &err) < 0)
-        log_warn(&e->log, "%s", err.message);
+    drop_uploads(e);
     e->log.round = 0;
     enter(e, PHASE_GATHER);
 }
@@ -555,7 +561,8 @@ static int start(struct engine *e, struct error *err)
                                             .clock = e->clock};
     e->epoch = rng_u64(e->rng);
     e->sequence = 1;
-    if ((rc = list_sites(e, err)) < 0 || (rc = spool_open(&e->spool, &spool_config, err)) < 0)
+    if ((rc = list_sites(e, err)) < 0 || (rc = spool_open(&e->spool, &spool_config, err)) < 0 ||
+        (rc = spool_clear(e->spool, err)) < 0) /* an attempt does not survive a restart: nobody can use its uploads */
         return rc;
     return rpc_server_new(&e->server, &server_config, err);
 }

@@ -72,7 +72,11 @@ static int count_upload(void *ctx, const char *site, const struct transfer_id *i
     return 0;
 }
 
-static int take_stock(struct spool *spool, struct error *err)
+/* Calls back for each FOLDER/job/rROUND.aATTEMPT. */
+static int each_round(struct spool *spool,
+                      int (*visit)(struct spool *spool, const char *job, uint32_t round, uint32_t attempt,
+                                   struct error *err),
+                      struct error *err)
 {
     char path[SPOOL_PATH_SIZE];
     struct dirent **jobs = NULL;
@@ -90,7 +94,7 @@ static int take_stock(struct spool *spool, struct error *err)
             bool read = sscanf(rounds[k]->d_name, "r%u.a%u", &round, &attempt) == 2;
             snprintf(again, sizeof again, "r%u.a%u", round, attempt);
             if (rc == 0 && read && strcmp(again, rounds[k]->d_name) == 0)
-                rc = each_in_round(spool->folder, jobs[i]->d_name, round, attempt, count_upload, spool, err);
+                rc = visit(spool, jobs[i]->d_name, round, attempt, err);
             free(rounds[k]);
         }
         free(rounds);
@@ -98,6 +102,11 @@ static int take_stock(struct spool *spool, struct error *err)
     }
     free(jobs);
     return rc;
+}
+
+static int count_round(struct spool *spool, const char *job, uint32_t round, uint32_t attempt, struct error *err)
+{
+    return each_in_round(spool->folder, job, round, attempt, count_upload, spool, err);
 }
 
 int spool_open(struct spool **ret, const struct spool_config *config, struct error *err)
@@ -119,7 +128,7 @@ int spool_open(struct spool **ret, const struct spool_config *config, struct err
                  ? error_set(err, ERR_CONFIG, "the spool folder's path is too long")
                  : file_make_folder(spool->folder, 0700, err);
     if (rc == 0)
-        rc = take_stock(spool, err);
+        rc = each_round(spool, count_round, err);
     if (rc < 0) {
         spool_close(spool);
         return rc;
@@ -343,6 +352,11 @@ int spool_remove_round(struct spool *spool, const char *job, uint32_t round, uin
     snprintf(path, sizeof path, "%s/%s/r%u.a%u", spool->folder, job, round, attempt);
     rmdir(path);
     return rc;
+}
+
+int spool_clear(struct spool *spool, struct error *err)
+{
+    return each_round(spool, spool_remove_round, err);
 }
 
 struct visit {

@@ -58,6 +58,9 @@ int MUST_USE spool_remove(struct spool *spool, const char *site, const struct tr
 int MUST_USE spool_remove_round(struct spool *spool, const char *job, uint32_t round, uint32_t attempt,
                                 struct error *err);
 
+/* Removes every upload: at the start of a server whose rounds do not survive it. */
+int MUST_USE spool_clear(struct spool *spool, struct error *err);
+
 /* Calls back for each committed upload of a round's attempt (after a restart: to rebuild the accumulator), in the order
  * of site then name. A negative return stops it and is returned. */
 int MUST_USE spool_each_committed(struct spool *spool, const char *job, uint32_t round, uint32_t attempt,

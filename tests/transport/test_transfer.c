@@ -157,6 +157,25 @@ static void interrupted_and_resumed(void **state)
     spool_close(s.spool);
 }
 
+static void a_server_may_start_empty(void **state)
+{
+    (void)state;
+    struct site s;
+    struct error err = {0};
+    char path[400];
+    fresh(&s, 1 << 20);
+    assert_int_equal(upload(&s, span_of(data, BYTES), &err), 0);
+    open_spool(&s, 1 << 20); /* the server restarts */
+    assert_int_equal(spool_bytes(s.spool), BYTES);
+    assert_int_equal(spool_clear(s.spool, &err), 0);
+    assert_int_equal(spool_bytes(s.spool), 0);
+    assert_false(spool_committed(s.spool, s.name, &id));
+    snprintf(path, sizeof path, "%s/spool/icd/r7.a1", federation.folder);
+    assert_int_not_equal(access(path, F_OK), 0);
+    assert_int_equal(spool_clear(s.spool, &err), 0);
+    spool_close(s.spool);
+}
+
 static void damage_on_disk_is_noticed(void **state)
 {
     (void)state;
@@ -374,11 +393,9 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(interrupted_and_resumed),
-        cmocka_unit_test(damage_on_disk_is_noticed),
-        cmocka_unit_test(refusals),
-        cmocka_unit_test(hostile_requests),
-        cmocka_unit_test(over_the_network),
+        cmocka_unit_test(interrupted_and_resumed),  cmocka_unit_test(damage_on_disk_is_noticed),
+        cmocka_unit_test(a_server_may_start_empty), cmocka_unit_test(refusals),
+        cmocka_unit_test(hostile_requests),         cmocka_unit_test(over_the_network),
     };
     return cmocka_run_group_tests_name("transfer", tests, setup, teardown);
 }
