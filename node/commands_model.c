@@ -2,8 +2,10 @@
 #include "base/file.h"
 #include "base/hex.h"
 #include "crypto/random.h"
+#include "crypto/secret.h"
 #include "model/formats/adapter.h"
 #include "node/commands.h"
+#include "node/jobs/account.h"
 #include "node/jobs/local_plan.h"
 #include "node/jobs/site_store.h"
 #include "node/jobs/version.h"
@@ -173,76 +175,106 @@ static int local_options(struct cli *cli, const struct config *config, struct jo
     return 0;
 }
 
-static int reserve_local(struct ledger *ledger, const struct job_plan *plan, const struct local_plan *local,
-                         uint64_t *ret_sequence, struct error *err)
-{
-    struct ledger_request request = {.job = plan->job, .plan = &local->dp, .steps = plan->train.local_steps};
-    int rc = ledger_next_step(ledger, plan->job, &request.first_step, err);
+/* What `train --local` holds open. */
+struct local_parts {
+    struct config *config;
+    struct site site;
+    struct site_store *store;
+    struct identity_key *key; /* NULL: the site has none yet */
+    struct ledger *ledger;    /* NULL without differential privacy */
+    int lock;
+    struct dataset *data;
+    uint8_t commitment[HASH_SIZE], binary_hash[HASH_SIZE];
+    struct local_plan local;
+    struct lora lora;
+};
 
-    return rc < 0 ? rc : ledger_reserve(ledger, &request, ret_sequence, err);
+static void local_release(struct local_parts *p)
+{
+    ledger_close(p->ledger);
+    dataset_free(p->data);
+    lora_release(&p->lora);
+    identity_key_free(p->key);
+    site_store_close(p->store);
+    site_release(&p->site);
+    config_free(p->config);
+    file_unlock(p->lock);
 }
 
-static int train_rounds(const struct config *config, const struct site *site, const struct job_plan *plan,
-                        const struct local_plan *local, struct lora *lora, const struct dataset *data,
-                        struct error *err)
+static int local_open(struct local_parts *p, const struct job_plan *plan, struct error *err)
+{
+    struct adapter_config adapter;
+    char path[NODE_PATH_SIZE];
+    uint64_t declared;
+    int rc;
+
+    node_path(p->config, "site.key", path);
+    if ((file_exists(path) && (rc = identity_key_load(path, &p->key, err)) < 0) ||
+        (rc = site_open(&p->site, p->config, err)) < 0 || (rc = site_store_open(&p->store, p->config, err)) < 0 ||
+        (rc = adapter_config_parse(span_of(plan->lora, plan->lora_len), &adapter, err)) < 0 ||
+        (rc = adapter_config_build(&adapter, &p->site.model.config, &p->lora, err)) < 0)
+        return rc;
+    local_plan_system_message(plan->train.options, p->local.system_message, sizeof p->local.system_message);
+    if ((rc = account_load(p->config, &p->site, p->local.system_message, (int32_t)plan->train.max_len,
+                           p->key ? identity_sign_key(p->key) : NULL, &p->data, p->commitment, err)) < 0 ||
+        (rc = account_declared(p->config, p->store, p->data, &declared, err)) < 0 ||
+        (rc = local_plan_make(&p->local, plan, declared, p->lora.trained_count, err)) < 0 ||
+        p->local.dp.mode == DP_NONE)
+        return rc;
+    account_binary_hash(p->binary_hash);
+    return account_open(&p->ledger, p->config, p->store, &p->local.dp, &clock_system, err);
+}
+
+static int reserve_local(struct local_parts *p, const struct job_plan *plan, uint32_t first_step,
+                         uint64_t *ret_sequence, struct error *err)
+{
+    struct ledger_request request = {
+        .job = plan->job, .plan = &p->local.dp, .first_step = first_step, .steps = plan->train.local_steps};
+
+    memcpy(request.dataset, p->commitment, HASH_SIZE);
+    memcpy(request.binary_hash, p->binary_hash, HASH_SIZE);
+    return ledger_reserve(p->ledger, &request, ret_sequence, err);
+}
+
+static int train_rounds(struct local_parts *p, const struct job_plan *plan, struct error *err)
 {
     struct local_run run = {.rounds = plan->rounds};
     struct trainer_progress progress = {train_progress, &run};
-    struct trainer_options options = {.ops = site->ops,
-                                      .pool = site->pool,
-                                      .precision = site->precision,
-                                      .tokens_max = (int32_t)config_int(config, "device.batch_tokens"),
+    struct trainer_options options = {.ops = p->site.ops,
+                                      .pool = p->site.pool,
+                                      .precision = p->site.precision,
+                                      .tokens_max = (int32_t)config_int(p->config, "device.batch_tokens"),
                                       .example_tokens_max = (int32_t)plan->train.max_len,
-                                      .optimizer = local->optimizer,
-                                      .decay = local->decay,
-                                      .plan = local->dp};
-    struct ledger_options ledger_options = {.site = config_string(config, "site"),
-                                            .epsilon = config_float(config, "policy.max_epsilon"),
-                                            .delta = config_float(config, "policy.delta"),
-                                            .expected = &local->dp,
-                                            .clock = &clock_system};
-    bool private_mode = local->dp.mode != DP_NONE;
+                                      .optimizer = p->local.optimizer,
+                                      .decay = p->local.decay,
+                                      .plan = p->local.dp};
     struct trainer *trainer = NULL;
-    struct ledger *ledger = NULL;
-    char path[NODE_PATH_SIZE];
     int rc;
 
-    node_path(config, "ledger.sqlite", path);
     progress_init(&run.progress, &clock_system, 10000);
-    if ((rc = trainer_new(&options, &site->model, lora, data, &trainer, err)) < 0 ||
-        (private_mode && (rc = ledger_open(&ledger, path, &ledger_options, err)) < 0))
-        goto out;
+    rc = trainer_new(&options, &p->site.model, &p->lora, p->data, &trainer, err);
     for (run.round = 1; rc == 0 && run.round <= run.rounds; run.round++) {
+        uint32_t first_step = (uint32_t)(run.round - 1) * plan->train.local_steps;
         uint8_t released[HASH_SIZE];
         uint64_t sequence = 0;
-        if (private_mode && (rc = reserve_local(ledger, plan, local, &sequence, err)) < 0)
+        if ((p->ledger && (rc = reserve_local(p, plan, first_step, &sequence, err)) < 0) ||
+            (rc = trainer_round(trainer, &p->lora, first_step, &random_system, &progress, err)) < 0)
             break;
-        if ((rc = trainer_round(trainer, lora, (uint64_t)(run.round - 1) * plan->train.local_steps, &random_system,
-                                &progress, err)) < 0)
-            break;
-        hash_bytes(span_of(lora->trained, lora->trained_count * sizeof *lora->trained), released);
-        if (private_mode)
-            rc = ledger_release(ledger, sequence, released, err);
+        hash_bytes(span_of(p->lora.trained, p->lora.trained_count * sizeof *p->lora.trained), released);
+        if (p->ledger)
+            rc = ledger_release(p->ledger, sequence, released, err);
     }
-out:
     progress_end(&run.progress);
     trainer_free(trainer);
-    ledger_close(ledger);
     return rc;
 }
 
 int command_train(struct cli *cli, struct error *err)
 {
     struct job_plan *plan = calloc(1, sizeof *plan);
-    const char *out_path = cli_value(cli, "out"), *data_path;
+    const char *out_path = cli_value(cli, "out");
     int64_t started = clock_monotonic_ms(&clock_system);
-    struct adapter_config adapter;
-    struct config *config = NULL;
-    struct dataset *data = NULL;
-    struct local_plan local;
-    struct lora lora = {0};
-    struct site site = {0};
-    uint64_t declared;
+    struct local_parts p = {.lock = -1};
     int rc;
 
     if (!plan)
@@ -251,36 +283,25 @@ int command_train(struct cli *cli, struct error *err)
         free(plan);
         return error_set(err, ERR_CONFIG, "train needs --local and --out FOLDER; federated training is `run`");
     }
-    if ((rc = cli_config(cli, &config, err)) < 0 || (rc = local_options(cli, config, plan, err)) < 0)
+    if ((rc = secret_forbid_dumps(err)) < 0 || (rc = cli_config(cli, &p.config, err)) < 0 ||
+        (rc = local_options(cli, p.config, plan, err)) < 0)
         goto out;
-    data_path = config_path(config, "data.path");
-    if (!data_path) {
-        rc = config_fail(config, "data.path", err, "must name the training records");
+    if (!config_path(p.config, "data.path")) {
+        rc = config_fail(p.config, "data.path", err, "must name the training records");
         goto out;
     }
-    if ((rc = file_make_folder(config_path(config, "state"), 0700, err)) < 0 ||
-        (rc = site_open(&site, config, err)) < 0 ||
-        (rc = adapter_config_parse(span_of(plan->lora, plan->lora_len), &adapter, err)) < 0 ||
-        (rc = adapter_config_build(&adapter, &site.model.config, &lora, err)) < 0)
+    if ((rc = file_make_folder(config_path(p.config, "state"), 0700, err)) < 0 ||
+        (plan->dp.mode != PLAN_DP_NONE && (rc = node_lock(p.config, &p.lock, err)) < 0) ||
+        (rc = local_open(&p, plan, err)) < 0 || (rc = train_rounds(&p, plan, err)) < 0 ||
+        (rc = adapter_export_peft(&p.lora, &p.site.model.config, out_path, BASE_MODEL_NAME, err)) < 0)
         goto out;
-    local_plan_system_message(plan->train.options, local.system_message, sizeof local.system_message);
-    if ((rc = site_dataset(&site, data_path, local.system_message, (int32_t)plan->train.max_len, &data, err)) < 0)
-        goto out;
-    declared = config_is_set(config, "data.declared_records") ? (uint64_t)config_int(config, "data.declared_records")
-                                                              : dataset_count(data);
-    if ((rc = local_plan_make(&local, plan, declared, lora.trained_count, err)) < 0 ||
-        (rc = train_rounds(config, &site, plan, &local, &lora, data, err)) < 0 ||
-        (rc = adapter_export_peft(&lora, &site.model.config, out_path, BASE_MODEL_NAME, err)) < 0)
-        goto out;
-    cli_print_object(cli, json_pack("{s:s,s:I,s:s,s:f,s:f,s:f}", "adapter", out_path, "parameters",
-                                    (json_int_t)lora.trained_count, "dp", local.dp.mode == DP_NONE ? "none" : "record",
-                                    "noise_multiplier", local.dp.z, "sampling_rate", local.dp.q, "seconds",
-                                    (double)(clock_monotonic_ms(&clock_system) - started) / 1000));
+    cli_print_object(cli,
+                     json_pack("{s:s,s:I,s:s,s:f,s:f,s:f}", "adapter", out_path, "parameters",
+                               (json_int_t)p.lora.trained_count, "dp", p.local.dp.mode == DP_NONE ? "none" : "record",
+                               "noise_multiplier", p.local.dp.z, "sampling_rate", p.local.dp.q, "seconds",
+                               (double)(clock_monotonic_ms(&clock_system) - started) / 1000));
 out:
-    dataset_free(data);
-    lora_release(&lora);
-    site_release(&site);
-    config_free(config);
+    local_release(&p);
     free(plan);
     return rc;
 }

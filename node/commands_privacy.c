@@ -1,6 +1,7 @@
 /* consent list, show, approve, deny; privacy report, epsilon. */
 #include "base/hex.h"
 #include "node/commands.h"
+#include "node/jobs/account.h"
 #include "node/jobs/local_plan.h"
 #include "node/jobs/policy.h"
 #include "node/jobs/site_store.h"
@@ -112,24 +113,17 @@ static int check_budget(const struct config *config, struct site_store *store, c
                         struct error *err)
 {
     const struct job_plan *plan = &info->plan;
-    struct ledger_options options = {.site = config_string(config, "site"),
-                                     .epsilon = config_float(config, "policy.max_epsilon"),
-                                     .delta = config_float(config, "policy.delta"),
-                                     .clock = &clock_system,
-                                     .read_only = true};
     uint64_t declared = 0, next = 0, steps = (uint64_t)plan->rounds * plan->train.local_steps;
     struct ledger *ledger = NULL;
     struct local_plan local;
-    char path[NODE_PATH_SIZE];
     double epsilon;
     int rc;
 
     local_plan_system_message(plan->train.options, local.system_message, sizeof local.system_message);
-    node_path(config, "ledger.sqlite", path);
     if ((rc = declared_records(config, store, &local, plan->train.max_len, &declared, err)) < 0 ||
         (rc = local_plan_make(&local, plan, declared, info->words, err)) < 0 || local.dp.mode == DP_NONE)
         return rc;
-    if ((rc = ledger_open(&ledger, path, &options, err)) < 0)
+    if ((rc = account_read(&ledger, config, store, &clock_system, err)) < 0)
         return rc == ERR_NOT_FOUND ? 0 : rc; /* nothing was spent yet: policy_check_plan has compared the target */
     if ((rc = ledger_next_step(ledger, plan->job, &next, err)) == 0 && next < steps)
         rc = ledger_preview(ledger, &local.dp, steps - next, &epsilon, err);
@@ -188,43 +182,26 @@ int command_consent_deny(struct cli *cli, struct error *err)
 }
 
 /* N of this site: what node.yaml says, else what was fixed at the first use. */
-static int reported_records(const struct config *config, uint64_t *ret, struct error *err)
+static int reported_records(const struct config *config, struct site_store *store, uint64_t *ret, struct error *err)
 {
-    struct site_store *store = NULL;
-    int rc;
-
-    if (config_is_set(config, "data.declared_records")) {
-        *ret = (uint64_t)config_int(config, "data.declared_records");
-        return 0;
-    }
-    if ((rc = site_store_open(&store, config, err)) == 0)
-        rc = site_store_declared(store, ret, err);
-    site_store_close(store);
-    return rc;
+    if (!config_is_set(config, "data.declared_records"))
+        return site_store_declared(store, ret, err);
+    *ret = (uint64_t)config_int(config, "data.declared_records");
+    return 0;
 }
 
 int command_privacy_report(struct cli *cli, struct error *err)
 {
     struct config *config = NULL;
     struct ledger *ledger = NULL;
+    struct site_store *store = NULL;
     uint64_t declared = 0;
     struct ledger_spent spent;
-    char path[NODE_PATH_SIZE];
-    int rc = cli_config(cli, &config, err);
+    int rc = with_store(cli, &config, &store, err);
 
-    if (rc == 0) {
-        struct ledger_options options = {.site = config_string(config, "site"),
-                                         .epsilon = config_float(config, "policy.max_epsilon"),
-                                         .delta = config_float(config, "policy.delta"),
-                                         .clock = &clock_system,
-                                         .read_only = true};
-        node_path(config, "ledger.sqlite", path);
-        rc = ledger_open(&ledger, path, &options, err);
-        if (rc == ERR_NOT_FOUND)
-            rc = error_set(err, rc, "%s: nothing was spent yet: no job with differential privacy has begun here", path);
-    }
-    if (rc == 0 && (rc = ledger_verify(ledger, err)) == 0 && (rc = ledger_spent(ledger, NULL, &spent, err)) == 0)
-        rc = reported_records(config, &declared, err);
+    if (rc == 0 && (rc = account_read(&ledger, config, store, &clock_system, err)) == 0 &&
+        (rc = ledger_verify(ledger, err)) == 0 && (rc = ledger_spent(ledger, NULL, &spent, err)) == 0)
+        rc = reported_records(config, store, &declared, err);
     if (rc == 0)
         cli_print_object(cli,
                          json_pack("{s:s,s:I,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:I}", "site", config_string(config, "site"),
@@ -233,6 +210,7 @@ int command_privacy_report(struct cli *cli, struct error *err)
                                    (json_int_t)spent.steps, "released", (json_int_t)spent.released, "burnt",
                                    (json_int_t)spent.burnt, "unfinished", (json_int_t)spent.reserved));
     ledger_close(ledger);
+    site_store_close(store);
     config_free(config);
     return rc;
 }

@@ -37,6 +37,7 @@ struct job_runtime {
     struct local_plan local;
     struct lora lora; /* trained is work memory; the truth is in version */
     struct dataset *data;
+    uint8_t commitment[HASH_SIZE]; /* to the bytes that data was read from */
     struct trainer *trainer;
     struct version version; /* newest that this site holds */
     bool present;

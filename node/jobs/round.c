@@ -1,6 +1,7 @@
 #include "base/file.h"
 #include "base/hex.h"
 #include "crypto/random.h"
+#include "node/jobs/account.h"
 #include "node/jobs/crash.h"
 #include "node/jobs/federation.h"
 #include "node/jobs/policy.h"
@@ -49,26 +50,6 @@ static int check_consent(const struct federation *f, const struct job_plan *plan
     return 0;
 }
 
-static int declared_records(struct federation *f, const struct dataset *data, uint64_t *ret, struct error *err)
-{
-    uint64_t declared = 0;
-    int rc;
-
-    if (config_is_set(f->config, "data.declared_records")) {
-        *ret = (uint64_t)config_int(f->config, "data.declared_records");
-        return 0;
-    }
-    if ((rc = site_store_declared(f->store, &declared, err)) < 0)
-        return rc;
-    if (declared == 0) {
-        declared = dataset_count(data);
-        if ((rc = site_store_set_declared(f->store, declared, err)) < 0)
-            return rc;
-    }
-    *ret = declared;
-    return 0;
-}
-
 static int make_trainer(struct federation *f, struct job_runtime *job, struct error *err)
 {
     struct trainer_options options = {.ops = f->site->ops,
@@ -103,14 +84,11 @@ static int load_version(struct federation *f, struct job_runtime *job, struct er
 static int prepare_job(struct federation *f, const struct job_plan *plan, struct error *err)
 {
     struct job_runtime job = {.plan = *plan};
-    const char *path = config_path(f->config, "data.path");
     uint64_t declared = 0;
     int rc;
 
     if (f->job.present && memcmp(f->job.plan.hash, plan->hash, HASH_SIZE) == 0)
         return 0;
-    if (!path)
-        return error_set(err, ERR_POLICY, "this site has no training records (data.path is not set)");
     if ((rc = adapter_config_parse(span_of(plan->lora, plan->lora_len), &job.adapter, err)) < 0)
         return rc;
     if (job.adapter.lora.mode != LORA_FFA)
@@ -118,9 +96,9 @@ static int prepare_job(struct federation *f, const struct job_plan *plan, struct
                          plan->job);
     if ((rc = adapter_config_build(&job.adapter, &f->site->model.config, &job.lora, err)) < 0 ||
         (rc = local_plan_make(&job.local, plan, 1, job.lora.trained_count, err)) < 0 ||
-        (rc = site_dataset(f->site, path, job.local.system_message, (int32_t)plan->train.max_len, &job.data, err)) <
-            0 ||
-        (rc = declared_records(f, job.data, &declared, err)) < 0 ||
+        (rc = account_load(f->config, f->site, job.local.system_message, (int32_t)plan->train.max_len,
+                           identity_sign_key(f->vault->key), &job.data, job.commitment, err)) < 0 ||
+        (rc = account_declared(f->config, f->store, job.data, &declared, err)) < 0 ||
         (rc = local_plan_make(&job.local, plan, declared, job.lora.trained_count, err)) < 0 ||
         (rc = make_trainer(f, &job, err)) < 0 || (rc = load_version(f, &job, err)) < 0) {
         job_runtime_release(&job);
@@ -134,39 +112,17 @@ static int prepare_job(struct federation *f, const struct job_plan *plan, struct
 
 static int open_ledger(struct federation *f, struct error *err)
 {
-    char path[NODE_PATH_SIZE];
-    struct ledger_options options = {.site = config_string(f->config, "site"),
-                                     .epsilon = config_float(f->config, "policy.max_epsilon"),
-                                     .delta = config_float(f->config, "policy.delta"),
-                                     .expected = &f->job.local.dp,
-                                     .clock = f->clock};
     uint32_t burnt = 0;
     int rc;
 
     if (f->ledger)
         return 0;
-    node_path(f->config, "ledger.sqlite", path);
-    if ((rc = ledger_open(&f->ledger, path, &options, err)) < 0)
+    if ((rc = account_open(&f->ledger, f->config, f->store, &f->job.local.dp, f->clock, err)) < 0)
         return rc;
     rc = ledger_burn_open(f->ledger, "the daemon was restarted", &burnt, err);
     if (rc == 0 && burnt > 0)
         log_warn(&f->log, "privacy ledger: %u unfinished reservations of before the restart count as spent", burnt);
     return rc;
-}
-
-/* Under the site's own key, so that nobody outside can test guesses about the records against it. */
-static int dataset_commitment(struct federation *f, uint8_t out[HASH_SIZE], struct error *err)
-{
-    uint8_t key[HASH_SIZE], content[HASH_SIZE];
-    int rc = hash_file(config_path(f->config, "data.path"), content, NULL, err);
-
-    if (rc < 0)
-        return rc;
-    hkdf_labelled(span_of(identity_sign_key(f->vault->key)->secret, SIGN_SECRET_SIZE), span_of(NULL, 0),
-                  "consilium/dataset-commitment", NULL, 0, key, sizeof key);
-    hmac_bytes(span_of(key, sizeof key), span_of(content, sizeof content), out);
-    explicit_bzero(key, sizeof key);
-    return 0;
 }
 
 static int reserve(struct federation *f, const struct secagg_info *info, struct error *err)
@@ -175,7 +131,6 @@ static int reserve(struct federation *f, const struct secagg_info *info, struct 
                                      .plan = &f->job.local.dp,
                                      .first_step = (uint64_t)(info->round - 1) * info->plan.train.local_steps,
                                      .steps = info->plan.train.local_steps};
-    struct error ignored;
     int rc;
 
     if (f->job.local.dp.mode == DP_NONE)
@@ -183,10 +138,9 @@ static int reserve(struct federation *f, const struct secagg_info *info, struct 
     if ((rc = open_ledger(f, err)) < 0)
         return rc;
     memcpy(request.job_hash, info->plan.hash, HASH_SIZE);
-    if (hash_file("/proc/self/exe", request.binary_hash, NULL, &ignored) < 0)
-        memset(request.binary_hash, 0, HASH_SIZE);
-    if ((rc = dataset_commitment(f, request.dataset, err)) < 0 ||
-        (rc = ledger_reserve(f->ledger, &request, &f->attempt.reservation, err)) < 0)
+    memcpy(request.dataset, f->job.commitment, HASH_SIZE);
+    account_binary_hash(request.binary_hash);
+    if ((rc = ledger_reserve(f->ledger, &request, &f->attempt.reservation, err)) < 0)
         return rc;
     crash_point("reserved", info->round);
     return 0;

@@ -322,19 +322,43 @@ int site_store_set_served(struct site_store *s, const char *job, uint32_t round,
     return set_value(s, "served", job, round, err);
 }
 
+static int get_value(struct site_store *s, const char *name, int64_t *ret_number, struct error *err)
+{
+    struct store_query q = store_query(s->db, "SELECT number FROM value WHERE name = ?");
+    int rc;
+
+    *ret_number = 0;
+    store_bind_text(&q, 1, name);
+    rc = one_number(&q, ret_number, err);
+    return rc < 0 ? rc : 0;
+}
+
 int site_store_declared(struct site_store *s, uint64_t *ret_records, struct error *err)
 {
-    struct store_query q = store_query(s->db, "SELECT number FROM value WHERE name = 'declared'");
-    int64_t records = 0;
-    int rc = one_number(&q, &records, err);
+    int64_t records;
+    int rc = get_value(s, "declared", &records, err);
 
-    if (rc < 0)
-        return rc;
-    *ret_records = (uint64_t)records;
-    return 0;
+    if (rc == 0)
+        *ret_records = (uint64_t)records;
+    return rc;
 }
 
 int site_store_set_declared(struct site_store *s, uint64_t records, struct error *err)
 {
     return set_value(s, "declared", NULL, (int64_t)records, err);
+}
+
+int site_store_has_ledger(struct site_store *s, bool *ret_has, struct error *err)
+{
+    int64_t number;
+    int rc = get_value(s, "ledger", &number, err);
+
+    if (rc == 0)
+        *ret_has = number != 0;
+    return rc;
+}
+
+int site_store_set_has_ledger(struct site_store *s, struct error *err)
+{
+    return set_value(s, "ledger", NULL, 1, err);
 }

@@ -48,4 +48,8 @@ int MUST_USE site_store_set_served(struct site_store *s, const char *job, uint32
 int MUST_USE site_store_declared(struct site_store *s, uint64_t *ret_records, struct error *err);
 int MUST_USE site_store_set_declared(struct site_store *s, uint64_t records, struct error *err);
 
+/* Whether this site has opened a privacy ledger: then it must be there, and an empty one is no substitute. */
+int MUST_USE site_store_has_ledger(struct site_store *s, bool *ret_has, struct error *err);
+int MUST_USE site_store_set_has_ledger(struct site_store *s, struct error *err);
+
 #endif

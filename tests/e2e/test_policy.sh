@@ -60,6 +60,9 @@ say "budget"
 spent() { node site-b privacy report --format json | jq .epsilon_spent; }
 spent_before=$(spent)
 trained=$(event_count site-b '.event == "trained"')
+# Reading with a larger budget must not raise the one that the running daemon enforces.
+CONSILIUM_POLICY_MAX_EPSILON=50 node site-b privacy report --format json >"$work/report.json"
+equal "a report shows the budget in force" "$(jq '.epsilon_budget == 8' "$work/report.json")" true
 write_job greedy 2 "mode: record, epsilon: 8, delta: 0.00001"
 stands_still greedy site-b 'budget|epsilon'
 refused 5 'epsilon|budget' "consent approve counts the whole job" node site-c consent approve greedy
@@ -72,8 +75,17 @@ stands_still greedy2 site-b 'budget|epsilon'
 give_up greedy2
 equal "refused before any training" "$(event_count site-b '.event == "trained"')" "$trained"
 equal "nothing more was spent" "$(spent)" "$spent_before"
-stop_gently site-b
 lora="layers=0-1;targets=q,v;rank=4;alpha=16;scaling=rank;mode=ffa;seed=$(printf '00%.0s' $(seq 32))"
+refused 7 'another consilium-node runs' "a second daemon with the same state" node site-b run
+refused 7 'another consilium-node runs' "train --local beside the daemon" node site-b train --local --lora "$lora" --out "$work/local"
+refused 7 'another consilium-aggregator runs' "a second aggregator with the same state" aggregator run
+stop_gently site-b
+mv "$work/site-b/ledger.sqlite" "$work/ledger.aside"
+refused 6 'put back the newest copy' "a lost ledger is not replaced by an empty one" node site-b train --local --lora "$lora" --epsilon 1 --out "$work/local"
+refused 6 'put back the newest copy' "nor does a report take it for unspent" node site-b privacy report
+ok "none was made" test ! -e "$work/site-b/ledger.sqlite"
+mv "$work/ledger.aside" "$work/site-b/ledger.sqlite"
+equal "put back, it is what it was" "$(spent)" "$spent_before"
 refused 5 'budget|epsilon' "train --local is refused too" node site-b train --local --lora "$lora" --epsilon 8 --out "$work/local"
 ok "and leaves nothing" test ! -e "$work/local"
 write_node_yaml site-d
