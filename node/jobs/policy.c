@@ -13,8 +13,8 @@ int policy_check_plan(const struct config *config, const struct job_plan *plan, 
     if (memcmp(plan->base_hash, base_hash, HASH_SIZE) != 0) {
         hex_encode(plan->base_hash, HASH_SIZE, want);
         hex_encode(base_hash, HASH_SIZE, have);
-        return error_set(err, ERR_CONFIG, "job %s wants the base model %.16s..., model.path is %.16s...", plan->job, want,
-                         have);
+        return error_set(err, ERR_CONFIG, "job %s wants the base model %.16s..., model.path is %.16s...", plan->job,
+                         want, have);
     }
     if (plan->dp.mode == PLAN_DP_NONE) {
         if (!config_bool(config, "policy.allow_without_dp"))
