@@ -166,6 +166,7 @@ static int local_options(struct cli *cli, const struct config *config, struct jo
     plan->train.batch = (uint32_t)batch;
     plan->train.max_len = (uint32_t)tokens;
     plan->dp.delta = config_float(config, "policy.delta");
+    plan->dp.grid = DP_GRID_CLIP / plan->dp.clip;
     plan->dp.mode = dp && strcmp(dp, "none") == 0 ? PLAN_DP_NONE : PLAN_DP_RECORD;
     /* A job of its own in the ledger: each run has its own plan. */
     snprintf(plan->job, sizeof plan->job, "local-%lld", (long long)clock_wall_ms(&clock_system));

@@ -3,6 +3,8 @@
 #include "privacy/accountant.h"
 #include "runtime/text.h"
 
+#include <math.h>
+
 void local_plan_system_message(const char *options, char *out, size_t size)
 {
     const char *at = strncmp(options, "system=", 7) == 0 ? options : strstr(options, ";system=");
@@ -92,6 +94,10 @@ int local_plan_make(struct local_plan *ret_local, const struct job_plan *plan, u
                                 .units = declared_records,
                                 .dimensions = dimensions};
     if (local.dp.mode == DP_RECORD) {
+        if (!(fabs(plan->dp.grid * plan->dp.clip - DP_GRID_CLIP) <= 0.5))
+            return error_set(err, ERR_CONFIG,
+                             "the job's dp.grid is %g steps per unit, this version trains with %g at clip %g",
+                             plan->dp.grid, DP_GRID_CLIP / plan->dp.clip, plan->dp.clip);
         if (!(local.dp.z > 0) &&
             (rc = accountant_calibrate(local.dp.epsilon, local.dp.delta, q, steps, &local.dp.z, err)) < 0)
             return rc;

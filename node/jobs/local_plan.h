@@ -4,7 +4,8 @@
  * The plan fixes the target epsilon and delta, the clip, the expected batch and the number of steps. In `record` mode
  * the noise is this site's own matter (it protects only its own records), so with noise_multiplier 0 in the plan the
  * site takes q = batch / N of its declared N records and the least z that keeps the target over all steps of the job. A
- * plan that states q and z itself is used as it is, if it keeps its target.
+ * plan that states q and z itself is used as it is, if it keeps its target. The plan's grid must be the one that this
+ * version trains with, 2^20 steps to the clip.
  */
 #ifndef NODE_JOBS_LOCAL_PLAN_H
 #define NODE_JOBS_LOCAL_PLAN_H

@@ -11,6 +11,7 @@
 #include "protocol/session.h"
 
 #include <ftw.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <time.h>
@@ -66,7 +67,7 @@ static struct job_plan plan_of(void)
                                    .batch = 16,
                                    .max_len = 64,
                                    .options = "momentum=0.25;decay=0.5;system=none"},
-                         .dp = {.mode = PLAN_DP_RECORD, .clip = 1, .delta = 1e-5, .target_epsilon = 4}};
+                         .dp = {.mode = PLAN_DP_RECORD, .clip = 1, .delta = 1e-5, .target_epsilon = 4, .grid = 0x1p20}};
     static const char lora[] = "layers=0-1;targets=q;rank=2";
     memcpy(p.lora, lora, sizeof lora - 1);
     p.lora_len = sizeof lora - 1;
@@ -112,6 +113,15 @@ static void a_stated_plan_must_keep_its_own_target(void **state)
     assert_true(local.dp.q == 0.01 && local.dp.z == 2);
     plan.dp.noise_multiplier = 0.4; /* epsilon far above 4 */
     assert_int_equal(local_plan_make(&local, &plan, 1000, 1000, &err), ERR_CONFIG);
+    plan.dp.noise_multiplier = 2;
+    plan.dp.clip = 0.3;
+    plan.dp.grid = 0x1p20 / 0.3; /* not a whole number, and neither is it times the clip */
+    assert_int_equal(local_plan_make(&local, &plan, 1000, 1000, &err), 0);
+    for (int exponent = 19; exponent <= 22; exponent += 3) { /* signed and consented, but not what would be done */
+        plan.dp.grid = ldexp(1, exponent) / 0.3;
+        assert_int_equal(local_plan_make(&local, &plan, 1000, 1000, &err), ERR_CONFIG);
+        assert_non_null(strstr(err.message, "dp.grid"));
+    }
     plan.dp = (struct plan_dp){.mode = PLAN_DP_NONE};
     assert_int_equal(local_plan_make(&local, &plan, 1000, 1000, &err), 0);
     assert_int_equal(local.dp.mode, DP_NONE);
