@@ -640,8 +640,10 @@ void http_stop(struct http_server *s, int64_t wait_ms)
     if (!s)
         return;
     MHD_socket fd = MHD_quiesce_daemon(s->daemon);
+    /* New connections are refused from here on. The descriptor stays open until the server's thread is gone: closed, its
+     * number could come back as another file while that thread still takes it out of its epoll set. */
     if (fd != MHD_INVALID_SOCKET)
-        close(fd);
+        shutdown(fd, SHUT_RDWR);
     if (strncmp(s->address, "unix:", 5) == 0)
         unlink(s->address + 5);
     clock_gettime(CLOCK_MONOTONIC, &until);
@@ -655,5 +657,7 @@ void http_stop(struct http_server *s, int64_t wait_ms)
     cancel_all(s);
     pthread_mutex_unlock(&s->lock);
     MHD_stop_daemon(s->daemon);
+    if (fd != MHD_INVALID_SOCKET)
+        close(fd);
     server_free(s);
 }
