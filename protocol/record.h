@@ -10,7 +10,11 @@
  *   RECORD_SURVIVORS  bytes = H3. 0 if absent (store it) or equal; ERR_INTEGRITY if another H3 is stored for
  *                     (job, round, attempt).
  *   RECORD_UNMASK     bytes = SHA-256 of M9. 0 if no M9 is stored for (job, round), whatever the attempt, or an equal
- * one; ERR_INTEGRITY otherwise.
+ *                     one; ERR_INTEGRITY otherwise.
+ *   RECORD_UNMASK_MODEL  only for a plan without differential privacy, before RECORD_UNMASK; bytes = hash of the model
+ *                     that the round starts from. ERR_INTEGRITY if these bytes are stored for another (job, round), of
+ *                     any job; 0 and stored otherwise. Sums over two sets of sites of updates of one model show, by
+ *                     their difference, the update of a site that is in one of them only; with DP the noise differs.
  */
 #ifndef PROTOCOL_RECORD_H
 #define PROTOCOL_RECORD_H
@@ -18,7 +22,7 @@
 #include "base/error.h"
 #include "base/span.h"
 
-enum secagg_record { RECORD_OPEN = 1, RECORD_SURVIVORS = 2, RECORD_UNMASK = 3 };
+enum secagg_record { RECORD_OPEN = 1, RECORD_SURVIVORS = 2, RECORD_UNMASK = 3, RECORD_UNMASK_MODEL = 4 };
 
 struct secagg_log {
     int (*record)(void *ctx, enum secagg_record kind, const char *job, uint32_t round, uint32_t attempt,

@@ -11,6 +11,7 @@ int unmask_answer(struct secagg_client *c, struct error *err)
     struct client_secrets *k = c->secret;
     struct buffer *b = &c->out[9];
     uint8_t signature[SIGN_SIZE], hash[HASH_SIZE];
+    int rc = 0;
 
     message_begin(b, 9, a->h3);
     buffer_u32(b, attempt_count_u2(a));
@@ -23,7 +24,11 @@ int unmask_answer(struct secagg_client *c, struct error *err)
     if (!buffer_ok(b))
         return error_set(err, ERR_RESOURCES, "no memory for M9");
     hash_bytes(buffer_span(b), hash);
-    int rc = c->log.record(c->log.ctx, RECORD_UNMASK, a->info.job, a->info.round, a->info.attempt,
+    if (a->info.plan.dp.mode == PLAN_DP_NONE)
+        rc = c->log.record(c->log.ctx, RECORD_UNMASK_MODEL, a->info.job, a->info.round, a->info.attempt,
+                           span_of(a->info.model_hash, HASH_SIZE), err);
+    if (rc == 0)
+        rc = c->log.record(c->log.ctx, RECORD_UNMASK, a->info.job, a->info.round, a->info.attempt,
                            span_of(hash, HASH_SIZE), err);
     secret_wipe(k->held_b, sizeof k->held_b);
     secret_wipe(k->held_s, sizeof k->held_s);

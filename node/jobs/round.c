@@ -149,6 +149,23 @@ static int reserve(struct federation *f, const struct secagg_info *info, struct 
 /* --- M0 ------------------------------------------------------------------------------------------------------------
  */
 
+/* A round whose sum this site would not help to open in the end is not begun. */
+static int check_unmasked(struct federation *f, const struct secagg_info *info, struct error *err)
+{
+    bool unmasked = false;
+    int rc;
+
+    if (info->plan.dp.mode != PLAN_DP_NONE)
+        return 0;
+    if ((rc = site_store_unmasked(f->store, info->model_hash, info->job, info->round, &unmasked, err)) < 0)
+        return rc;
+    return unmasked ? error_set(err, ERR_INTEGRITY,
+                                "job %s has no differential privacy, and a sum over updates of the model that round %u "
+                                "starts from was opened before: this site waits for another model",
+                                info->job, info->round)
+                    : 0;
+}
+
 static int start_client(struct federation *f, const struct secagg_info *info, struct span m0, struct error *err)
 {
     struct ledger_head head = {0};
@@ -165,7 +182,8 @@ static int start_client(struct federation *f, const struct secagg_info *info, st
                                           .now_s = clock_wall_ms(f->clock) / 1000};
     int rc;
 
-    (void)info;
+    if ((rc = check_unmasked(f, info, err)) < 0)
+        return rc;
     if (f->ledger && (rc = ledger_head(f->ledger, &head, err)) < 0)
         return rc;
     config.ledger_sequence = head.sequence;

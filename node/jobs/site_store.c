@@ -121,6 +121,43 @@ static int record_once(struct site_store *s, const char *sql, enum secagg_record
     return insert_record(s, kind, job, round, attempt, bytes, err);
 }
 
+int site_store_unmasked(struct site_store *s, const uint8_t model_hash[HASH_SIZE], const char *job, uint32_t round,
+                        bool *ret_unmasked, struct error *err)
+{
+    struct store_query q =
+        store_query(s->db, "SELECT COUNT(*) FROM record WHERE kind = ? AND bytes = ? AND NOT (job = ? AND round = ?)");
+    int64_t elsewhere = 0;
+    int rc;
+
+    store_bind_i64(&q, 1, RECORD_UNMASK_MODEL);
+    store_bind_blob(&q, 2, span_of(model_hash, HASH_SIZE));
+    store_bind_text(&q, 3, job);
+    store_bind_i64(&q, 4, round);
+    if ((rc = one_number(&q, &elsewhere, err)) < 0)
+        return rc;
+    *ret_unmasked = elsewhere > 0;
+    return 0;
+}
+
+static int record_unmask_model(struct site_store *s, const char *job, uint32_t round, uint32_t attempt,
+                               struct span bytes, struct error *err)
+{
+    bool elsewhere = false;
+    int rc;
+
+    assert(bytes.len == HASH_SIZE);
+    if ((rc = site_store_unmasked(s, bytes.ptr, job, round, &elsewhere, err)) < 0)
+        return rc;
+    if (elsewhere)
+        return error_set(
+            err, ERR_INTEGRITY,
+            "job %s round %u: a sum over updates of the same model was opened before; without differential "
+            "privacy two of them show a single site's update",
+            job, round);
+    return record_once(s, "SELECT bytes FROM record WHERE job = ?1 AND round = ?2 AND attempt = ?3 AND kind = ?4",
+                       RECORD_UNMASK_MODEL, job, round, attempt, bytes, err);
+}
+
 static int record(void *ctx, enum secagg_record kind, const char *job, uint32_t round, uint32_t attempt,
                   struct span bytes, struct error *err)
 {
@@ -134,6 +171,8 @@ static int record(void *ctx, enum secagg_record kind, const char *job, uint32_t 
     else if (kind == RECORD_SURVIVORS)
         rc = record_once(s, "SELECT bytes FROM record WHERE job = ?1 AND round = ?2 AND attempt = ?3 AND kind = ?4",
                          kind, job, round, attempt, bytes, err);
+    else if (kind == RECORD_UNMASK_MODEL)
+        rc = record_unmask_model(s, job, round, attempt, bytes, err);
     else /* whatever the attempt */
         rc = record_once(s, "SELECT bytes FROM record WHERE job = ?1 AND round = ?2 AND ?3 >= 0 AND kind = ?4", kind,
                          job, round, attempt, bytes, err);

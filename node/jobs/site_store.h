@@ -22,6 +22,11 @@ void site_store_close(struct site_store *s);
 struct secagg_log site_store_log(struct site_store *s);
 struct secagg_witness site_store_witness(struct site_store *s);
 
+/* Whether this site helped to open a sum over updates of this model in another round, of any job, without DP. Then it
+ * does not do so again. */
+int MUST_USE site_store_unmasked(struct site_store *s, const uint8_t model_hash[HASH_SIZE], const char *job,
+                                 uint32_t round, bool *ret_unmasked, struct error *err);
+
 /* Jobs. "pending" until a person decides; a plan whose hash differs from the one decided on is pending again. */
 enum consent { CONSENT_PENDING, CONSENT_APPROVED, CONSENT_DENIED };
 const char *consent_name(enum consent consent);

@@ -295,6 +295,28 @@ static void records_follow_their_rules_across_restarts(void **state)
     assert_int_equal(record(RECORD_OPEN, "j", 4, 1, "h0"), 0);
 }
 
+/* Without differential privacy a model's updates are summed in one round only, whatever the job. */
+static void a_model_is_unmasked_in_one_round(void **state)
+{
+    static const char model[] = "12345678901234567890123456789012", next[] = "22345678901234567890123456789012";
+    struct error err = {0};
+    bool unmasked;
+    (void)state;
+    for (int restart = 0; restart < 2; restart++) {
+        assert_int_equal(record(RECORD_UNMASK_MODEL, "j", 3, 1, model), 0);
+        assert_int_equal(record(RECORD_UNMASK_MODEL, "j", 3, 1, model), 0);
+        assert_int_equal(record(RECORD_UNMASK_MODEL, "j", 3, 1, next), ERR_INTEGRITY);
+        assert_int_equal(record(RECORD_UNMASK_MODEL, "j", 4, 1, model), ERR_INTEGRITY);
+        assert_int_equal(record(RECORD_UNMASK_MODEL, "other", 3, 1, model), ERR_INTEGRITY);
+        assert_int_equal(record(RECORD_UNMASK_MODEL, "j", 4, 1, next), 0);
+        assert_int_equal(site_store_unmasked(store, (const uint8_t *)model, "j", 3, &unmasked, &err), 0);
+        assert_false(unmasked);
+        assert_int_equal(site_store_unmasked(store, (const uint8_t *)model, "other", 3, &unmasked, &err), 0);
+        assert_true(unmasked);
+        reopen();
+    }
+}
+
 static int witness(const char *site, uint64_t sequence, uint8_t head)
 {
     const struct secagg_witness w = site_store_witness(store);
@@ -532,6 +554,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(each_rule_of_the_policy, set_up, tear_down),
         cmocka_unit_test_setup_teardown(hours_of_the_day, set_up, tear_down),
         cmocka_unit_test_setup_teardown(records_follow_their_rules_across_restarts, open_store, close_store),
+        cmocka_unit_test_setup_teardown(a_model_is_unmasked_in_one_round, open_store, close_store),
         cmocka_unit_test_setup_teardown(peers_ledgers_only_grow, open_store, close_store),
         cmocka_unit_test_setup_teardown(consent_is_for_one_plan, open_store, close_store),
         cmocka_unit_test_setup_teardown(values_survive, open_store, close_store),

@@ -148,6 +148,14 @@ static int record(void *ctx, enum secagg_record kind, const char *job, uint32_t 
         site->has_h3 = false;
         return 0;
     }
+    if (kind == RECORD_UNMASK_MODEL) {
+        if (site->unmasked_round && site->unmasked_round != round &&
+            memcmp(site->unmasked_model, bytes.ptr, HASH_SIZE) == 0)
+            return error_set(err, ERR_INTEGRITY, "this model's updates were unmasked in another round");
+        site->unmasked_round = round;
+        memcpy(site->unmasked_model, bytes.ptr, HASH_SIZE);
+        return 0;
+    }
     uint8_t *stored = kind == RECORD_SURVIVORS ? site->h3 : site->m9;
     bool *has = kind == RECORD_SURVIVORS ? &site->has_h3 : &site->has_m9;
     if (*has && memcmp(stored, bytes.ptr, HASH_SIZE) != 0)

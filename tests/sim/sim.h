@@ -16,7 +16,9 @@ struct sim_site {
     uint32_t open_round, open_attempt; /* the durable records */
     uint8_t h3[HASH_SIZE], m9[HASH_SIZE];
     bool has_h3, has_m9;
-    uint64_t witness_sequence; /* what this site saw of the others at most */
+    uint8_t unmasked_model[HASH_SIZE]; /* of a round without DP */
+    uint32_t unmasked_round;           /* 0: none */
+    uint64_t witness_sequence;         /* what this site saw of the others at most */
     uint64_t ledger_sequence;
     struct secagg_client *client;
     uint32_t *plain, *masked; /* (words) */
