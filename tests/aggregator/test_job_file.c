@@ -163,8 +163,8 @@ static void cards_that_are_none(void **state)
 {
     static const char *const texts[] = {
         "", "[]", "{}", "{\"sha256\": 5}",
-        "{\"sha256\": \"01\", \"architecture\": \"llama\", \"layers\": 5, \"width\": 48,"
-        "\"heads\": 6, \"kv_heads\": 2, \"head_size\": 8, \"ff\": 80}"};
+        ("{\"sha256\": \"01\", \"architecture\": \"llama\", \"layers\": 5, \"width\": 48,"
+         "\"heads\": 6, \"kv_heads\": 2, \"head_size\": 8, \"ff\": 80}")};
     struct job_plan plan;
     uint64_t words;
     (void)state;
