@@ -57,6 +57,9 @@ function(consilium_test name)
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 120)
   endif()
+  if(CONSILIUM_SANITIZE OR CONSILIUM_TSAN) # slower by up to ten times
+    math(EXPR arg_TIMEOUT "${arg_TIMEOUT} * 5")
+  endif()
   # Exit code 77 means skipped, and the program prints why.
   set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT} SKIP_RETURN_CODE 77 LABELS "${arg_LABELS}")
 endfunction()

@@ -640,8 +640,8 @@ void http_stop(struct http_server *s, int64_t wait_ms)
     if (!s)
         return;
     MHD_socket fd = MHD_quiesce_daemon(s->daemon);
-    /* New connections are refused from here on. The descriptor stays open until the server's thread is gone: closed, its
-     * number could come back as another file while that thread still takes it out of its epoll set. */
+    /* New connections are refused from here on. The descriptor stays open until the server's thread is gone: closed,
+     * its number could come back as another file while that thread still takes it out of its epoll set. */
     if (fd != MHD_INVALID_SOCKET)
         shutdown(fd, SHUT_RDWR);
     if (strncmp(s->address, "unix:", 5) == 0)

@@ -14,9 +14,9 @@ for file in "${sources[@]}"; do
 done
 words=$(grep -nE '\b(TODO|FIXME|XXX)\b' "${sources[@]}") && fail "$words"
 if command -v clang-format >/dev/null && clang-format --version | grep -q 'version 14'; then
-    for file in "${sources[@]}"; do
-        clang-format --dry-run -Werror "$file" >/dev/null 2>&1 || fail "$file: not formatted: clang-format -i $file"
-    done
+    while read -r file; do
+        fail "$file: not formatted: clang-format -i $file"
+    done < <(clang-format --dry-run -Werror "${sources[@]}" 2>&1 | sed -nE 's/^([^:]+\.[ch]):[0-9]+:.*/\1/p' | sort -u)
 else
     echo "clang-format 14 is not installed: formatting not checked"
 fi
