@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Writes a small seed corpus for the fuzz targets: make_corpus.py FOLDER gives FOLDER/{gguf,safetensors,dataset,adapter}/."""
+"""Writes a small seed corpus for the fuzz targets: make_corpus.py FOLDER gives FOLDER/<target>/.
+
+The targets of fuzz_protocol.c edit genuine messages that they make themselves; their seeds only say which."""
 import json
 import os
 import struct
@@ -62,6 +64,10 @@ def main():
     record = json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "unit": 1})
     seeds = {"gguf/model": model(), "safetensors/peft": safetensors(), "dataset/record": (record + "\n").encode() * 2,
              "adapter/peft": struct.pack(">H", len(config)) + config + safetensors(), "adapter/gguf": bytes(2) + adapter}
+    job = struct.pack("<I", 4) + b"demo" + struct.pack("<QI", 1, 1) + struct.pack("<I", 3) + b"abc"
+    seeds |= {"session/event": struct.pack("<QQB", 1, 2, 1) + job, "session/message": b"\x01" + job}
+    seeds |= {f"stages/m{m}-{again}": bytes([m, again]) + b"\x25\0\0\1" for m in range(11) for again in (0, 128)}
+    seeds |= {f"certificate/{kind}": bytes([kind]) + b"\x10\0\0\1" for kind in range(4)}
     for name, data in seeds.items():
         path = os.path.join(sys.argv[1], name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
