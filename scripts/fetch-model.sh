@@ -48,7 +48,7 @@ case "${1:-}" in
 *) die "unknown argument $1 (usage: fetch-model.sh [--quiet])" ;;
 esac
 
-cache=${CONSILIUM_CACHE:-${XDG_CACHE_HOME:-${HOME:?HOME is not set}/.cache}/consilium}
+cache=${CONSILIUM_CACHE:-${XDG_CACHE_HOME:-${HOME:-$(cd ~ && pwd)}/.cache}/consilium}
 mkdir -p "$cache" || die "cannot make the cache folder $cache; set CONSILIUM_CACHE to one that can be written"
 cache=$(cd "$cache" && pwd)
 
