@@ -12,6 +12,9 @@
 #include "privacy/ledger.h"
 #include "protocol/client.h"
 
+#include <time.h>
+#include <unistd.h>
+
 static int with_store(struct cli *cli, struct config **ret_config, struct site_store **ret_store, struct error *err)
 {
     int rc = cli_config(cli, ret_config, err);
@@ -41,20 +44,47 @@ int command_consent_list(struct cli *cli, struct error *err)
     return rc;
 }
 
+/* Text of a plan's author. */
+static json_t *author_text(const char *text, size_t len)
+{
+    json_t *string = json_stringn(text, len);
+
+    return string ? string : json_string("(not UTF-8)");
+}
+
 static json_t *describe(const struct secagg_info *info, enum consent consent)
 {
     const struct job_plan *p = &info->plan;
-    char base[2 * HASH_SIZE + 1], author[2 * SIGN_PUBLIC_SIZE + 1];
+    char plan[2 * HASH_SIZE + 1], base[2 * HASH_SIZE + 1], author[2 * SIGN_PUBLIC_SIZE + 1];
+    char system_message[PLAN_TEXT_MAX], valid_until[32] = "";
+    time_t end = (time_t)p->not_after_s;
+    struct tm utc;
 
+    hex_encode(p->hash, HASH_SIZE, plan);
     hex_encode(p->base_hash, HASH_SIZE, base);
     hex_encode(p->author, SIGN_PUBLIC_SIZE, author);
-    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:i,s:i,s:i,s:s,s:f,s:f,s:f,s:i,s:i}", "job", p->job, "consent",
-                     consent_name(consent), "author_key", author, "base_model_sha256", base, "lora",
-                     (const char *)p->lora, "parameters_sent", (json_int_t)info->words, "rounds", (int)p->rounds,
-                     "steps_per_round", (int)p->train.local_steps, "batch", (int)p->train.batch, "dp",
-                     p->dp.mode == PLAN_DP_RECORD ? "record" : "none", "epsilon", p->dp.target_epsilon, "delta",
-                     p->dp.delta, "clip", p->dp.clip, "sites_invited", (int)info->quorum.n, "threshold",
-                     (int)info->quorum.t);
+    local_plan_system_message(p->train.options, system_message, sizeof system_message);
+    if (gmtime_r(&end, &utc))
+        strftime(valid_until, sizeof valid_until, "%Y-%m-%dT%H:%M:%SZ", &utc);
+    json_t *train = json_pack("{s:s,s:f,s:i,s:i,s:i,s:i,s:o,s:o}", "optimizer", p->train.optimizer, "learning_rate",
+                              p->train.learning_rate, "rounds", (int)p->rounds, "steps_per_round",
+                              (int)p->train.local_steps, "batch", (int)p->train.batch, "max_tokens",
+                              (int)p->train.max_len, "options", author_text(p->train.options, strlen(p->train.options)),
+                              "system_message", author_text(system_message, strlen(system_message)));
+    json_t *out =
+        json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:o,s:I}", "job", p->job, "consent", consent_name(consent), "plan", plan,
+                  "valid_until", valid_until, "author_key", author, "base_model_sha256", base, "lora",
+                  author_text((const char *)p->lora, p->lora_len), "parameters_sent", (json_int_t)info->words);
+    json_t *privacy =
+        json_pack("{s:s,s:f,s:f,s:f,s:i,s:i,s:i,s:i}", "dp", p->dp.mode == PLAN_DP_RECORD ? "record" : "none",
+                  "epsilon", p->dp.target_epsilon, "delta", p->dp.delta, "clip", p->dp.clip, "sites_invited",
+                  (int)info->quorum.n, "threshold", (int)info->quorum.t, "colluders_assumed", (int)info->quorum.c,
+                  "honest_in_every_sum", (int)info->quorum.m);
+    json_object_update(out, train);
+    json_object_update(out, privacy);
+    json_decref(train);
+    json_decref(privacy);
+    return out;
 }
 
 int command_consent_show(struct cli *cli, struct error *err)
@@ -131,8 +161,10 @@ static int check_budget(const struct config *config, struct site_store *store, c
     return rc;
 }
 
-/* A person cannot approve what node.yaml forbids: the policy has to be changed first, knowingly. */
-static int check_approval(const struct config *config, struct site_store *store, const char *job, struct error *err)
+/* A person cannot approve what node.yaml forbids: the policy has to be changed first, knowingly. ret_plan_hash: of the
+ * plan that was checked. */
+static int check_approval(const struct config *config, struct site_store *store, const char *job,
+                          uint8_t ret_plan_hash[HASH_SIZE], struct error *err)
 {
     struct secagg_info *info = malloc(sizeof *info);
     struct vault vault = {0};
@@ -148,23 +180,54 @@ static int check_approval(const struct config *config, struct site_store *store,
         (rc = site_store_plan(store, job, &opening, &consent, err)) == 0 &&
         (rc = secagg_peek(buffer_span(&opening), &vault.roster, info, err)) == 0 &&
         (rc = hash_file(config_path(config, "model.path"), base_hash, NULL, err)) == 0 &&
-        (rc = policy_check_plan(config, &info->plan, base_hash, err)) == 0)
-        rc = check_budget(config, store, info, err);
+        (rc = policy_check_plan(config, &info->plan, base_hash, err)) == 0 &&
+        (rc = check_budget(config, store, info, err)) == 0)
+        memcpy(ret_plan_hash, info->plan.hash, HASH_SIZE);
     buffer_release(&opening);
     vault_release(&vault);
     free(info);
     return rc;
 }
 
+/* Consent is to a plan, which may have been replaced since a person read it: they name it, or see its hash and agree.
+ */
+static int confirm_plan(struct cli *cli, const uint8_t plan_hash[HASH_SIZE], struct error *err)
+{
+    const char *given = cli_value(cli, "plan"), *job = cli->args[0];
+    char text[2 * HASH_SIZE + 1];
+    uint8_t read[HASH_SIZE];
+
+    hex_encode(plan_hash, HASH_SIZE, text);
+    if (given) {
+        if (hex_decode(given, read, sizeof read) < 0)
+            return error_set(err, ERR_CONFIG, "--plan must be the 64 hexadecimal digits that `consent show %s` prints",
+                             job);
+        if (memcmp(read, plan_hash, HASH_SIZE) != 0)
+            return error_set(err, ERR_POLICY,
+                             "the plan of job %s is %s, not the one given: read it again with "
+                             "`consilium-node consent show %s`",
+                             job, text, job);
+        return 0;
+    }
+    if (!isatty(STDIN_FILENO))
+        return error_set(err, ERR_CONFIG,
+                         "without a terminal, name the plan that was read: consent approve %s --plan "
+                         "HASH, with the hash that `consent show %s` prints",
+                         job, job);
+    return cli_confirm(cli, err, "Let job %s train here by plan %s, as `consent show` prints it?", job, text);
+}
+
 static int decide(struct cli *cli, enum consent consent, struct error *err)
 {
+    bool approve = consent == CONSENT_APPROVED;
+    uint8_t plan_hash[HASH_SIZE];
     struct config *config = NULL;
     struct site_store *store = NULL;
     int rc = with_store(cli, &config, &store, err);
 
-    if (rc == 0 && consent == CONSENT_APPROVED)
-        rc = check_approval(config, store, cli->args[0], err);
-    if (rc == 0 && (rc = site_store_decide(store, cli->args[0], consent, err)) == 0)
+    if (rc == 0 && approve && (rc = check_approval(config, store, cli->args[0], plan_hash, err)) == 0)
+        rc = confirm_plan(cli, plan_hash, err);
+    if (rc == 0 && (rc = site_store_decide(store, cli->args[0], approve ? plan_hash : NULL, consent, err)) == 0)
         cli_print_line(cli, "job %s: %s", cli->args[0], consent_name(consent));
     site_store_close(store);
     config_free(config);

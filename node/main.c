@@ -45,6 +45,8 @@ int main(int argc, char **argv)
         {0}};
     static const struct cli_option export_options[] = {
         {"gguf", 0, NULL, "A GGUF adapter instead of a PEFT folder.", NULL}, {0}};
+    static const struct cli_option approve_options[] = {
+        {"plan", 0, "HASH", "The plan that was read, as `consent show` prints it (default: asks).", NULL}, {0}};
     static const struct cli_option epsilon_options[] = {
         {"epsilon", 0, "E", "Find the noise multiplier for this epsilon.", NULL},
         {"noise-multiplier", 0, "Z", "Find the epsilon of this noise multiplier.", NULL},
@@ -71,7 +73,8 @@ int main(int argc, char **argv)
          command_model_export},
         {"consent list", NULL, 0, 0, "List the jobs that were offered.", NULL, command_consent_list},
         {"consent show", "JOB", 1, 1, "Show what a job asks for.", NULL, command_consent_show},
-        {"consent approve", "JOB", 1, 1, "Let a job train on this site's records.", NULL, command_consent_approve},
+        {"consent approve", "JOB", 1, 1, "Let a job train on this site's records.", approve_options,
+         command_consent_approve},
         {"consent deny", "JOB", 1, 1, "Refuse a job.", NULL, command_consent_deny},
         {"privacy report", NULL, 0, 0, "What this site's records have spent.", NULL, command_privacy_report},
         {"privacy epsilon", NULL, 0, 0, "Account for a plan.", epsilon_options, command_privacy_epsilon},

@@ -201,8 +201,9 @@ for s in "${sites[@]}"; do
 done
 at consilium-a consilium-node -c node.yaml consent list
 at consilium-a consilium-node -c node.yaml consent show chapters
-for s in "${sites[@]}"; do
-    at "consilium-$s" consilium-node -c node.yaml consent approve chapters
+for s in "${sites[@]}"; do # each site names the plan that it read
+    plan=$(quietly "consilium-$s" consilium-node -c node.yaml consent show chapters --format json | jq -r .plan)
+    at "consilium-$s" consilium-node -c node.yaml consent approve chapters --plan "$plan"
 done
 
 # --- 7. the round ---------------------------------------------------------------------------------------------------------------

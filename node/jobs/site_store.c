@@ -259,19 +259,59 @@ int site_store_consent(struct site_store *s, const char *job, const uint8_t plan
     return rc;
 }
 
-int site_store_decide(struct site_store *s, const char *job, enum consent consent, struct error *err)
+int site_store_decision(struct site_store *s, const char *job, const uint8_t plan_hash[HASH_SIZE],
+                        enum consent *ret_consent, struct error *err)
 {
-    struct store_query q = store_query(s->db, "UPDATE job SET consent = ? WHERE job = ?");
+    struct store_query q = store_query(s->db, "SELECT consent FROM job WHERE job = ? AND plan_hash = ?");
+    int64_t consent = 0;
+    int rc;
+
+    store_bind_text(&q, 1, job);
+    store_bind_blob(&q, 2, span_of(plan_hash, HASH_SIZE));
+    if ((rc = one_number(&q, &consent, err)) < 0)
+        return rc;
+    if (rc == 0)
+        return error_set(err, ERR_NOT_FOUND, "job %s has another plan by now", job);
+    *ret_consent = (enum consent)consent;
+    return 0;
+}
+
+static int count_job(struct site_store *s, const char *job, int64_t *ret_count, struct error *err)
+{
+    struct store_query q = store_query(s->db, "SELECT COUNT(*) FROM job WHERE job = ?");
+    int rc;
+
+    store_bind_text(&q, 1, job);
+    rc = one_number(&q, ret_count, err);
+    return rc < 0 ? rc : 0;
+}
+
+int site_store_decide(struct site_store *s, const char *job, const uint8_t plan_hash[HASH_SIZE], enum consent consent,
+                      struct error *err)
+{
+    struct store_query q =
+        store_query(s->db, "UPDATE job SET consent = ?1 WHERE job = ?2 AND (?3 IS NULL OR plan_hash = ?3)");
+    int64_t known = 0;
     int rc;
 
     store_bind_i64(&q, 1, consent);
     store_bind_text(&q, 2, job);
+    if (plan_hash)
+        store_bind_blob(&q, 3, span_of(plan_hash, HASH_SIZE));
+    else
+        store_bind_null(&q, 3);
     if ((rc = store_run(&q, err)) < 0)
         return rc;
-    if (store_changes(s->db) == 0)
-        return error_set(err, ERR_NOT_FOUND, "no job '%s' was offered to this site; see `consilium-node consent list`",
-                         job);
-    return 0;
+    if (store_changes(s->db) > 0)
+        return 0;
+    if ((rc = count_job(s, job, &known, err)) < 0)
+        return rc;
+    if (known > 0)
+        return error_set(err, ERR_POLICY,
+                         "job %s has another plan now than the one that was read: `consilium-node consent show %s`",
+                         job, job);
+    return error_set(err, ERR_NOT_FOUND, "no job '%s' was offered to this site; see `consilium-node consent list`",
+                     job);
 }
 
 int site_store_plan(struct site_store *s, const char *job, struct buffer *out, enum consent *ret_consent,

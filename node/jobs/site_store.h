@@ -34,8 +34,13 @@ const char *consent_name(enum consent consent);
  * decision on it. */
 int MUST_USE site_store_consent(struct site_store *s, const char *job, const uint8_t plan_hash[HASH_SIZE],
                                 struct span opening, enum consent *ret_consent, struct error *err);
-/* ERR_NOT_FOUND for an unknown job. */
-int MUST_USE site_store_decide(struct site_store *s, const char *job, enum consent consent, struct error *err);
+/* The decision alone, changing nothing. ERR_NOT_FOUND if the job is unknown or has another plan by now. */
+int MUST_USE site_store_decision(struct site_store *s, const char *job, const uint8_t plan_hash[HASH_SIZE],
+                                 enum consent *ret_consent, struct error *err);
+/* The decision is on the plan that a person read; NULL: whatever the plan (to deny). ERR_NOT_FOUND for an unknown job,
+ * ERR_POLICY when another plan has taken its place. */
+int MUST_USE site_store_decide(struct site_store *s, const char *job, const uint8_t plan_hash[HASH_SIZE],
+                               enum consent consent, struct error *err);
 /* The opening of a known job appended to out, and the decision. ERR_NOT_FOUND. */
 int MUST_USE site_store_plan(struct site_store *s, const char *job, struct buffer *out, enum consent *ret_consent,
                              struct error *err);

@@ -47,7 +47,16 @@ equal "consent show tells what is asked" "$(node site-c consent show asked --for
 refused 1 'no job' "a job that was never offered cannot be approved" node site-c consent approve ghost
 sleep 1
 equal "the job waits for the site's people" "$(aggregator job list --format json | jq -r '.[] | select(.job == "asked") | "\(.state) \(.rounds_opened)"')" "running 1"
-node site-c consent approve asked >/dev/null
+plan=$(node site-c consent show asked --format json | jq -r .plan)
+node site-c consent show asked --format json >"$work/show.json"
+ok "it shows how the job trains and whom it assumes" jq -e '.learning_rate == 0.5 and .max_tokens == 128 and .system_message == "none" and
+    .colluders_assumed == 1 and .honest_in_every_sum == 2 and (.valid_until | test("^20..-..-..T"))' "$work/show.json"
+refused 2 'consent approve asked --plan' "without a terminal the plan must be named" node site-c consent approve asked
+refused 2 'consent approve asked --plan' "--yes is not enough: nobody saw a plan" node site-c consent approve asked --yes
+refused 2 '64 hexadecimal' "not a hash" node site-c consent approve asked --plan beef
+refused 5 'not the one given' "another plan's hash" node site-c consent approve asked --plan "$(printf 'ab%.0s' $(seq 32))"
+equal "it is still pending" "$(node site-c consent list --format json | jq -r '.[] | select(.job == "asked").consent')" pending
+node site-c consent approve asked --plan "$plan" >/dev/null
 wait_job asked 60 # the running daemon notices within its next poll of 25 s at most
 equal "approved, it took part in the two rounds that were left" "$(event_count site-c '.event == "trained" and .job == "asked"')" 2
 write_job again 2 "mode: record, epsilon: 0.5, delta: 0.00001"
@@ -93,6 +102,42 @@ write_records "$work/site-d.jsonl"
 node site-d train --local --lora "$lora" --epsilon 4 --rounds 2 --out "$work/local" --format json >/dev/null
 ok "on a fresh ledger it trains" test -s "$work/local/adapter_model.safetensors"
 refused 5 'budget|epsilon' "and again is too much" node site-d train --local --lora "$lora" --epsilon 8 --rounds 2 --out "$work/local2"
+
+say "what the aggregator hears"
+reasons() { events aggregator '.event == "site_declined"' | jq -r .reason | sort -u; }
+ok "classes" test "$(reasons | grep -Ec "^(the site's policy|no consent of the site|the site's privacy budget)$")" = 3
+equal "and nothing else: no figure of a site" "$(reasons | grep -Evc "^(the site's policy|no consent of the site|the site's privacy budget)$" || true)" 0
+
+say "a site that asks for more honest sites than the job assumes"
+write_node_yaml site-b 'min_honest: 3'
+start_node site-b
+write_job trusting 2 "mode: record, epsilon: 0.1, delta: 0.00001"
+stands_still trusting site-b 'this site asks for at least'
+give_up trusting
+equal "its budget is whole" "$(spent)" "$spent_before"
+equal "and it read nothing" "$(event_count site-b '.event == "trained" and .job == "trusting"')" 0
+stop_gently site-b
+
+say "training that fails"
+sed -i 's/max_epsilon: 8/max_epsilon: 20/; s/consent: ask/consent: within-policy/' "$work"/site-[abc].yaml
+stop_gently site-a site-c
+for site in "${sites[@]}"; do write_node_yaml $site 'allow_without_dp: true'; done
+start_nodes
+write_job failing 1 "mode: none"
+sed -i 's/learning_rate: 0.5/learning_rate: 100/; s/steps: 2/steps: 30/' "$work/failing.yaml"
+submit failing
+# the train deadline is 40 s
+until_true 15 "the round does not wait for a site that cannot go on" has_event aggregator '.event == "round_skipped" and .job == "failing"'
+equal "all said so" "$(events aggregator '.event == "site_declined" and .job == "failing"' | jq -r .reason | sort -u)" "training failed at the site"
+until_true 10 "the job ended" has_event aggregator '.event == "job_ended" and .job == "failing"'
+
+say "without DP after DP, restarted"
+stop_gently "${sites[@]}"
+start_nodes
+write_job plain 1 "mode: none"
+submit plain
+wait_job plain 60
+stop_gently site-b
 
 say "hours"
 from=$(date -d '+2 hours' +%H:%M) to=$(date -d '+3 hours' +%H:%M)

@@ -2,6 +2,7 @@
 #include "base/file.h"
 #include "base/hex.h"
 #include "crypto/random.h"
+#include "node/jobs/federation.h"
 #include "node/jobs/local_plan.h"
 #include "node/jobs/policy.h"
 #include "node/jobs/site_store.h"
@@ -357,16 +358,30 @@ static void consent_is_for_one_plan(void **state)
     struct buffer opening;
     enum consent consent;
     (void)state;
-    assert_int_equal(site_store_decide(store, "j", CONSENT_APPROVED, &err), ERR_NOT_FOUND);
+    uint8_t first[HASH_SIZE], second[HASH_SIZE];
+    memset(first, 1, sizeof first);
+    memset(second, 2, sizeof second);
+    assert_int_equal(site_store_decide(store, "j", first, CONSENT_APPROVED, &err), ERR_NOT_FOUND);
     assert_int_equal(consent_of("j", 1), CONSENT_PENDING);
-    assert_int_equal(site_store_decide(store, "j", CONSENT_APPROVED, &err), 0);
+    assert_int_equal(site_store_decide(store, "j", second, CONSENT_APPROVED, &err), ERR_POLICY);
+    assert_int_equal(consent_of("j", 1), CONSENT_PENDING);
+    assert_int_equal(site_store_decide(store, "j", first, CONSENT_APPROVED, &err), 0);
     reopen();
     assert_int_equal(consent_of("j", 1), CONSENT_APPROVED);
     assert_int_equal(consent_of("k", 1), CONSENT_PENDING);
     assert_int_equal(consent_of("j", 2), CONSENT_PENDING); /* another plan under the same name */
     assert_int_equal(consent_of("j", 2), CONSENT_PENDING); /* and so it is on disk */
-    assert_int_equal(site_store_decide(store, "j", CONSENT_DENIED, &err), 0);
+    /* A person read the first plan, it was replaced, they approve what they read: nothing is approved. */
+    assert_int_equal(site_store_decide(store, "j", first, CONSENT_APPROVED, &err), ERR_POLICY);
+    assert_non_null(strstr(err.message, "another plan"));
+    assert_int_equal(consent_of("j", 2), CONSENT_PENDING);
+    assert_int_equal(site_store_decide(store, "j", NULL, CONSENT_DENIED, &err), 0);
     assert_int_equal(consent_of("j", 2), CONSENT_DENIED);
+    /* Looking changes nothing, and does not find a plan that was replaced. */
+    assert_int_equal(site_store_decision(store, "j", first, &consent, &err), ERR_NOT_FOUND);
+    assert_int_equal(site_store_decision(store, "ghost", first, &consent, &err), ERR_NOT_FOUND);
+    assert_int_equal(site_store_decision(store, "j", second, &consent, &err), 0);
+    assert_int_equal(consent, CONSENT_DENIED);
     buffer_init(&opening, 100);
     assert_int_equal(site_store_plan(store, "j", &opening, &consent, &err), 0);
     assert_int_equal(opening.len, 7);
@@ -439,6 +454,7 @@ static void a_version_is_loaded_whole_or_not_at_all(void **state)
         version_store(&v, &vault, span_str("a proof"), &err) < 0 || version_load(&loaded, &vault, "j", 4, &err) < 0)
         fail_msg("%s", err.message);
     assert_int_equal(loaded.words, WORDS);
+    assert_true(loaded.proven);
     assert_memory_equal(loaded.params, values, WORDS * sizeof *values);
     assert_memory_equal(loaded.momentum, values + WORDS, WORDS * sizeof *values);
     assert_memory_equal(loaded.model_hash, statement.next_hash, HASH_SIZE);
@@ -505,6 +521,95 @@ static void the_first_version_is_zero_and_bound_to_its_base(void **state)
     version_release(&b);
 }
 
+/* --- going back to an older version --------------------------------------------------------------------------------
+ */
+
+static struct cosign_statement statement_of(uint32_t round, uint8_t previous, uint8_t next)
+{
+    struct cosign_statement s = {.federation = "test", .job = "j", .round = round, .attempt = 1, .n = 5, .c = 1};
+    memset(s.previous_hash, previous, HASH_SIZE);
+    memset(s.next_hash, next, HASH_SIZE);
+    return s;
+}
+
+static void a_version_is_replaced_only_by_what_may_follow(void **state)
+{
+    struct version held = {.statement = statement_of(4, 3, 4)};
+    struct secagg_info round = {.job = "j", .round = 6};
+    struct cosign_statement five = statement_of(5, 4, 5), three = statement_of(3, 2, 3), two = statement_of(2, 1, 2);
+    struct error err = {0};
+    (void)state;
+    memset(round.model_hash, 5, HASH_SIZE);
+    assert_int_equal(adopt_check(&held, &round, "j", 5, &five, &err), 0);
+    assert_int_equal(adopt_check(&held, &round, "k", 5, &five, &err), ERR_INTEGRITY);
+    assert_int_equal(adopt_check(&held, &round, "j", 4, &five, &err), ERR_INTEGRITY);
+    round.round = 5; /* a version of the round itself, or of a later one */
+    assert_int_equal(adopt_check(&held, &round, "j", 5, &five, &err), ERR_INTEGRITY);
+    assert_int_equal(adopt_check(&held, NULL, "j", 5, &five, &err), 0);
+    round.round = 6;
+    memset(round.model_hash, 6, HASH_SIZE);
+    assert_int_equal(adopt_check(&held, &round, "j", 5, &five, &err), ERR_INTEGRITY);
+    /* One step back, from a version without a quorum; no further, and not from one that a quorum signed. */
+    memset(round.model_hash, 3, HASH_SIZE);
+    assert_int_equal(adopt_check(&held, &round, "j", 3, &three, &err), 0);
+    assert_int_equal(adopt_check(&held, NULL, "j", 3, &three, &err), 0);
+    assert_int_equal(adopt_check(&held, NULL, "j", 2, &two, &err), ERR_INTEGRITY);
+    held.proven = true;
+    assert_int_equal(adopt_check(&held, &round, "j", 3, &three, &err), ERR_INTEGRITY);
+    assert_non_null(strstr(err.message, "a quorum signed"));
+    assert_int_equal(adopt_check(&held, NULL, "j", 3, &three, &err), ERR_INTEGRITY);
+    memset(round.model_hash, 5, HASH_SIZE);
+    assert_int_equal(adopt_check(&held, &round, "j", 5, &five, &err), 0);
+}
+
+static bool is_there(uint32_t round)
+{
+    char path[NODE_PATH_SIZE];
+    version_path(store_config, "j", round, path);
+    return file_exists(path);
+}
+
+/* A round that starts from the job's first state removes what is held only where that is one step back. */
+static void an_aggregator_cannot_roll_a_site_back(void **state)
+{
+    static struct federation f; /* large */
+    struct secagg_info *info = calloc(1, sizeof *info);
+    struct version first = {0};
+    struct error err = {0};
+    char path[NODE_PATH_SIZE];
+    (void)state;
+    f = (struct federation){.config = store_config, .store = store};
+    (void)consent_of("j", 1);
+    snprintf(info->job, sizeof info->job, "j");
+    info->plan = plan_of();
+    info->round = 3;
+    assert_int_equal(version_first(&first, &info->plan, WORDS, &err), 0);
+    memcpy(info->model_hash, first.model_hash, HASH_SIZE);
+    for (uint32_t round = 1; round <= 2; round++) {
+        version_path(store_config, "j", round, path);
+        *strrchr(path, '/') = 0;
+        assert_int_equal(file_make_folder(path, 0700, &err), 0);
+        version_path(store_config, "j", round, path);
+        put(path, span_str("x"));
+    }
+    assert_int_equal(site_store_set_version(store, "j", 2, &err), 0);
+    assert_int_equal(version_first(&f.job.version, &info->plan, WORDS, &err), 0);
+    f.job.version.statement = statement_of(2, 1, 2); /* two steps from the first state */
+    assert_int_equal(adopt_withdrawal(&f, info, 0, &err), ERR_INTEGRITY);
+    assert_int_equal(adopt_withdrawal(&f, info, 1, &err), ERR_INTEGRITY);
+    assert_true(is_there(1) && is_there(2));
+    memcpy(f.job.version.statement.previous_hash, first.model_hash, HASH_SIZE);
+    f.job.version.proven = true;
+    assert_int_equal(adopt_withdrawal(&f, info, 0, &err), ERR_INTEGRITY);
+    assert_true(is_there(2) && f.job.version.statement.round == 2);
+    f.job.version.proven = false; /* recomputed here, and taken back for want of a quorum */
+    assert_int_equal(adopt_withdrawal(&f, info, 0, &err), 0);
+    assert_true(!is_there(1) && !is_there(2) && f.job.version.statement.round == 0);
+    version_release(&f.job.version);
+    version_release(&first);
+    free(info);
+}
+
 /* --- messages of the session -------------------------------------------------------------------------------------- */
 
 static void session_bytes_are_read_whole_or_refused(void **state)
@@ -560,6 +665,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(values_survive, open_store, close_store),
         cmocka_unit_test_setup_teardown(a_version_is_loaded_whole_or_not_at_all, set_up, tear_down),
         cmocka_unit_test(the_first_version_is_zero_and_bound_to_its_base),
+        cmocka_unit_test(a_version_is_replaced_only_by_what_may_follow),
+        cmocka_unit_test_setup_teardown(an_aggregator_cannot_roll_a_site_back, open_store, close_store),
         cmocka_unit_test(session_bytes_are_read_whole_or_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
