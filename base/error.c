@@ -1,5 +1,7 @@
 #include "base/error.h"
 
+#undef error_set /* the analyzer's */
+
 int error_set(struct error *err, int code, const char *format, ...)
 {
     if (err) {

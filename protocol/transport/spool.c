@@ -300,7 +300,7 @@ int spool_map(struct spool *spool, const char *site, const struct transfer_id *i
 {
     char path[SPOOL_PATH_SIZE];
     struct upload *u = NULL;
-    struct span map;
+    struct span map = {0};
     int rc = find(spool, site, id, &u, err);
     if (rc == 0 && !u->committed)
         rc = error_set(err, ERR_NOT_FOUND, "the upload '%s' of %s is not complete", id->name, site);

@@ -26,6 +26,7 @@ int upload_path(const char *folder, const char *site, const struct transfer_id *
 
 static uint32_t chunk_count(const struct transfer_begin *begin)
 {
+    assert(begin->size_bytes > 0 && begin->chunk_bytes > 0);
     return (uint32_t)((begin->size_bytes - 1) / begin->chunk_bytes + 1);
 }
 
