@@ -90,6 +90,12 @@ int federation_send(struct federation *f, enum session_stage stage, const struct
     return rc;
 }
 
+/* An attempt was begun among the sites of one roster, and points to its entries. */
+static void drop_attempt(void *ctx)
+{
+    round_drop(ctx, "the federation's roster changed");
+}
+
 /* HELLO: versions, and the aggregator's roster if it is newer. */
 static int greet(struct federation *f, struct error *err)
 {
@@ -113,7 +119,7 @@ static int greet(struct federation *f, struct error *err)
                        SESSION_VERSION);
         goto out;
     }
-    if ((rc = vault_take_roster(f->vault, roster, &changed, err)) == 0 && changed)
+    if ((rc = vault_take_roster(f->vault, roster, drop_attempt, f, &changed, err)) == 0 && changed)
         log_info(&f->log, "roster serial %llu taken over", (unsigned long long)f->vault->roster.serial);
 out:
     buffer_release(&request);

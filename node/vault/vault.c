@@ -178,7 +178,8 @@ void vault_release(struct vault *vault)
     *vault = (struct vault){0};
 }
 
-int vault_take_roster(struct vault *vault, struct span signed_roster, bool *ret_changed, struct error *err)
+int vault_take_roster(struct vault *vault, struct span signed_roster, void (*before_change)(void *ctx), void *ctx,
+                      bool *ret_changed, struct error *err)
 {
     struct roster next;
     char path[NODE_PATH_SIZE];
@@ -195,6 +196,8 @@ int vault_take_roster(struct vault *vault, struct span signed_roster, bool *ret_
     node_path(vault->config, "roster.bin", path);
     if ((rc = file_write_atomic(path, signed_roster, 0644, err)) < 0)
         goto out;
+    if (before_change)
+        before_change(ctx);
     roster_release(&vault->roster);
     vault->roster = next;
     *ret_changed = true;

@@ -43,7 +43,10 @@ int MUST_USE vault_open(struct vault *ret_vault, const struct config *config, co
                         struct error *err);
 void vault_release(struct vault *vault); /* accepts NULL and zeroed */
 
-/* A roster offered by the aggregator: verified, no older and no fork, then stored and used. Sets *ret_changed. */
-int MUST_USE vault_take_roster(struct vault *vault, struct span signed_roster, bool *ret_changed, struct error *err);
+/* A roster offered by the aggregator: verified, no older and no fork, then stored and used. Sets *ret_changed.
+ * before_change (may be NULL) is called while the old roster still lives: its entries are gone afterwards, so whatever
+ * holds on to them, as an attempt of secure aggregation does, has to be let go in it. */
+int MUST_USE vault_take_roster(struct vault *vault, struct span signed_roster, void (*before_change)(void *ctx),
+                               void *ctx, bool *ret_changed, struct error *err);
 
 #endif

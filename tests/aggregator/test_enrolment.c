@@ -168,6 +168,20 @@ static void read_all(const char *name, struct buffer *out)
     assert_int_equal(file_read(fixture_path(&f, name), out, &err), 0);
 }
 
+static uint64_t warned_at_serial;
+
+static void warned(void *ctx)
+{
+    const struct vault *v = ctx;
+    assert_true(v->roster.sites_len > 0 && roster_find(&v->roster, v->roster.sites[0].id) == &v->roster.sites[0]);
+    warned_at_serial = v->roster.serial;
+}
+
+static int take(struct vault *v, struct span roster, bool *ret_changed, struct error *err)
+{
+    return vault_take_roster(v, roster, warned, v, ret_changed, err);
+}
+
 static void rosters_only_move_forward(void **state)
 {
     struct config *late = fixture_site(&f, "clinic-d");
@@ -209,15 +223,19 @@ static void rosters_only_move_forward(void **state)
 
     if (vault_enroll(sites[0], &e, &clock_system, &err) < 0 || vault_open(&v, sites[0], &clock_system, &err) < 0)
         fail_msg("%s", err.message);
-    assert_int_equal(vault_take_roster(&v, buffer_span(&first), &changed, &err), 0);
+    assert_int_equal(take(&v, buffer_span(&first), &changed, &err), 0);
     assert_false(changed);
-    assert_int_equal(vault_take_roster(&v, buffer_span(&second), &changed, &err), 0);
+    assert_int_equal(warned_at_serial, 0);
+    assert_int_equal(take(&v, buffer_span(&second), &changed, &err), 0);
     assert_true(changed);
+    assert_int_equal(warned_at_serial, 1); /* while the old roster's entries could still be let go */
     assert_int_equal(v.roster.serial, 2);
-    assert_int_equal(vault_take_roster(&v, buffer_span(&first), &changed, &err), ERR_INTEGRITY);
-    assert_int_equal(vault_take_roster(&v, buffer_span(&fork), &changed, &err), ERR_INTEGRITY);
+    assert_int_equal(take(&v, buffer_span(&first), &changed, &err), ERR_INTEGRITY);
+    assert_int_equal(take(&v, buffer_span(&fork), &changed, &err), ERR_INTEGRITY);
+    warned_at_serial = 0;
     second.data[second.len / 2] ^= 1;
-    assert_int_equal(vault_take_roster(&v, buffer_span(&second), &changed, &err), ERR_INTEGRITY);
+    assert_int_equal(take(&v, buffer_span(&second), &changed, &err), ERR_INTEGRITY);
+    assert_int_equal(warned_at_serial, 0);
     assert_int_equal(v.roster.serial, 2);
     vault_release(&v);
     assert_int_equal(vault_open(&v, sites[0], &clock_system, &err), 0); /* it was stored */
