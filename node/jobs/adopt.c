@@ -77,7 +77,10 @@ int adopt_version(struct federation *f, struct version *v, struct error *err)
                             served->sha256));
     log_info(&f->log, "adapter %s version %u is in use (%.12s...)", served->job, served->version, served->sha256);
     slot_put(f->slot, served);
-    forget(f, v->statement.job, held + 1, v->statement.round - 1);
+    if (held > v->statement.round) /* taken back */
+        forget(f, v->statement.job, v->statement.round + 1, held);
+    else if (v->statement.round > 0)
+        forget(f, v->statement.job, held + 1, v->statement.round - 1);
     if (at_work) {
         version_release(&f->job.version);
         f->job.version = *v;
@@ -133,12 +136,18 @@ void adopt_at_start(struct federation *f)
 int adopt_withdrawal(struct federation *f, const struct secagg_info *info, uint64_t version, struct error *err)
 {
     struct version *held = &f->job.version;
+    uint32_t round = held->statement.round;
     struct version first = {0};
     int rc = 0;
 
-    if (held->statement.round > version) {
-        log_warn(&f->log, "version %u of job %s was withdrawn by the federation", held->statement.round, info->job);
-        forget(f, info->job, (uint32_t)version + 1, held->statement.round);
+    if (round > version) {
+        if (held->proven || memcmp(held->statement.previous_hash, info->model_hash, HASH_SIZE) != 0)
+            return error_set(err, ERR_INTEGRITY,
+                             "job %s round %u starts from version %llu, but this site holds version %u, which %s: "
+                             "refused",
+                             info->job, info->round, (unsigned long long)version, round,
+                             held->proven ? "a quorum signed" : "was not made from that one");
+        log_warn(&f->log, "version %u of job %s was withdrawn by the federation", round, info->job);
     }
     if (version > 0)
         return 0;
@@ -150,6 +159,7 @@ int adopt_withdrawal(struct federation *f, const struct secagg_info *info, uint6
         version_release(&first);
         return rc;
     }
+    forget(f, info->job, 1, round);
     version_release(held);
     *held = first;
     return 0;
@@ -178,8 +188,29 @@ static int fetch_proof(struct federation *f, const char *job, uint64_t version, 
                                        (unsigned long long)version, job);
 }
 
-static int fetch_version(struct federation *f, const struct secagg_info *info, uint64_t version, bool of_this_round,
-                         struct error *err)
+int adopt_check(const struct version *held, const struct secagg_info *of_round, const char *job, uint64_t version,
+                const struct cosign_statement *statement, struct error *err)
+{
+    if (strcmp(statement->job, job) != 0 || statement->round != version)
+        return error_set(err, ERR_INTEGRITY, "job %s: the aggregator names version %llu but sends version %u of %s",
+                         job, (unsigned long long)version, statement->round, statement->job);
+    if (of_round &&
+        (statement->round >= of_round->round || memcmp(statement->next_hash, of_round->model_hash, HASH_SIZE) != 0))
+        return error_set(err, ERR_INTEGRITY,
+                         "job %s round %u: the model that the round starts from is not the one that the sites "
+                         "co-signed",
+                         job, of_round->round);
+    if (strcmp(held->statement.job, job) == 0 && statement->round < held->statement.round &&
+        (held->proven || memcmp(held->statement.previous_hash, statement->next_hash, HASH_SIZE) != 0))
+        return error_set(err, ERR_INTEGRITY, "job %s: version %u is older than version %u, which %s: refused", job,
+                         statement->round, held->statement.round,
+                         held->proven ? "a quorum signed" : "was not made from that one");
+    return 0;
+}
+
+/* held: the newest version of the job that this site can show. */
+static int fetch_version(struct federation *f, const struct secagg_info *info, const struct version *held,
+                         uint64_t version, bool of_this_round, struct error *err)
 {
     struct cosign_statement statement;
     struct transfer_options options = {.deadline_ms = 600000, .clock = f->clock, .rng = f->rng};
@@ -194,16 +225,9 @@ static int fetch_version(struct federation *f, const struct secagg_info *info, u
     buffer_init(&state, (size_t)info->words * 2 * sizeof(float));
     if ((rc = fetch_proof(f, info->job, version, &reply, &proof, sha256, err)) < 0 ||
         (rc = cosign_verify(proof, &f->vault->roster, now_s(f), (uint32_t)config_int(f->config, "policy.min_colluders"),
-                            &statement, err)) < 0)
+                            &statement, err)) < 0 ||
+        (rc = adopt_check(held, of_this_round ? info : NULL, info->job, version, &statement, err)) < 0)
         goto out;
-    if (strcmp(statement.job, info->job) != 0 || statement.round != version ||
-        (of_this_round && memcmp(statement.next_hash, info->model_hash, HASH_SIZE) != 0)) {
-        rc = error_set(err, ERR_INTEGRITY,
-                       "job %s round %u: the model that the round starts from is not the one that "
-                       "the sites co-signed",
-                       info->job, info->round);
-        goto out;
-    }
     if ((rc = transfer_download(&channel, "state", sha256, &state, &options, err)) < 0)
         goto out;
     if (state.len != (size_t)info->words * 2 * sizeof(float)) {
@@ -216,6 +240,7 @@ static int fetch_version(struct federation *f, const struct secagg_info *info, u
         (rc = version_store(&v, f->vault, proof, err)) == 0) {
         journal_event(f->journal, "caught_up",
                       json_pack("{s:s,s:i}", "job", info->job, "version", (int)statement.round));
+        v.proven = true;
         rc = adopt_version(f, &v, err);
     }
 out:
@@ -227,10 +252,48 @@ out:
 
 int adopt_missing(struct federation *f, const struct secagg_info *info, uint64_t version, struct error *err)
 {
-    return fetch_version(f, info, version, true, err);
+    return fetch_version(f, info, &f->job.version, version, true, err);
+}
+
+/* The job ended without any version that a quorum signed; held was made in its first state, or stays. */
+static int to_base_model(struct federation *f, const struct secagg_info *info, const struct version *held,
+                         struct error *err)
+{
+    uint32_t round = held->statement.round;
+    char served[SITE_ID_SIZE];
+    struct version first = {0};
+    int rc;
+
+    if (round == 0)
+        return 0;
+    if ((rc = version_first(&first, &info->plan, held->words, err)) < 0)
+        return rc;
+    if (held->proven || memcmp(held->statement.previous_hash, first.model_hash, HASH_SIZE) != 0)
+        rc = error_set(err, ERR_INTEGRITY,
+                       "job %s: version %u is not given up: it does not follow from the first state", info->job, round);
+    version_release(&first);
+    if (rc < 0 || (rc = site_store_set_version(f->store, info->job, 0, err)) < 0)
+        return rc;
+    log_warn(&f->log, "version %u of job %s was withdrawn by the federation", round, info->job);
+    forget(f, info->job, 1, round);
+    if ((rc = site_store_served(f->store, served, &round, err)) < 0 || strcmp(served, info->job) != 0)
+        return rc == ERR_NOT_FOUND ? 0 : rc;
+    slot_put(f->slot, NULL);
+    return site_store_set_served(f->store, info->job, 0, err);
 }
 
 int adopt_last(struct federation *f, const struct secagg_info *info, uint64_t version, struct error *err)
 {
-    return fetch_version(f, info, version, false, err);
+    struct version held = {0};
+    uint32_t round = 0;
+    struct error ignored = {0};
+    int rc = site_store_version(f->store, info->job, &round, err);
+
+    if (rc < 0)
+        return rc;
+    if (round > 0 && version_load(&held, f->vault, info->job, round, &ignored) < 0)
+        log_warn(&f->log, "%s; the version is fetched again", ignored.message);
+    rc = version > 0 ? fetch_version(f, info, &held, version, false, err) : to_base_model(f, info, &held, err);
+    version_release(&held);
+    return rc;
 }

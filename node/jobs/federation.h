@@ -108,10 +108,16 @@ int MUST_USE adopt_version(struct federation *f, struct version *v, struct error
 /* Loads the last version in use from disk into the slot at start; a changed file is reported and not used, and the
  * newest intact one before it answers instead. */
 void adopt_at_start(struct federation *f);
-/* Before a round that starts from another version than the one held here. A newer one held found no quorum and was
- * taken back: its file goes. version 0: back to the job's first state. */
+/* Before a round that starts from another version than the one held here: may this site go back? A newer one held here
+ * found no quorum and was taken back, which is exactly one step, and never away from a version that a quorum signed;
+ * anything else is ERR_INTEGRITY. version 0: goes back to the job's first state here; else adopt_missing does. */
 int MUST_USE adopt_withdrawal(struct federation *f, const struct secagg_info *info, uint64_t version,
                               struct error *err);
+/* May the version that a verified statement names take the place of held? of_round: that round starts from it; NULL:
+ * the job has ended. ERR_INTEGRITY for another version than announced, one that the round does not start from, one made
+ * later than the round, or one older than a held version that a quorum signed. */
+int MUST_USE adopt_check(const struct version *held, const struct secagg_info *of_round, const char *job,
+                         uint64_t version, const struct cosign_statement *statement, struct error *err);
 /* Fetches and verifies the version that M0 names, with its proof. */
 int MUST_USE adopt_missing(struct federation *f, const struct secagg_info *info, uint64_t version, struct error *err);
 /* The same for the last version of a job that has ended; info is that of any of its openings. */

@@ -142,7 +142,7 @@ static int decode(struct version *v, struct span bytes, const struct vault *vaul
     options = reader_bytes(&r, PLAN_TEXT_MAX - 1);
     reader_copy(&r, v->base_hash, HASH_SIZE);
     cosign_statement_decode(&r, &v->statement);
-    (void)reader_bytes(&r, COSIGN_PROOF_MAX);
+    v->proven = reader_bytes(&r, COSIGN_PROOF_MAX).len > 0;
     words = reader_u64(&r);
     if (r.failed || words > WORDS_MAX)
         return error_set(err, ERR_INTEGRITY, "%s: malformed header", path);

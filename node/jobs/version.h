@@ -27,6 +27,7 @@ struct version {
     uint8_t adapter_sha256[HASH_SIZE]; /* SHA-256 of the parameters' bytes: the name that people see */
     float *params, *momentum;          /* (words), owned */
     size_t words;
+    bool proven; /* loaded with a quorum's co-signatures; false: recomputed here */
 };
 
 void version_release(struct version *v); /* accepts NULL and zeroed */
