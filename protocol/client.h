@@ -9,6 +9,7 @@
  * Returned spans are borrowed from the client. One thread at a time.
  *
  *     secagg_client_new(&c, &config, m0, &err)        M0   verifies all, records (job, round, attempt) durably
+ *     secagg_client_set_ledger(c, sequence, head)          after the reservation of the budget, before M1
  *     secagg_client_advertise(c, &m1, &err)           M1   after training, with the noised update durable
  *     secagg_client_on_keys(c, m2, &m3, &err)         M2 -> M3
  *     secagg_client_on_deliver(c, m4, &err)           M4
@@ -46,8 +47,6 @@ struct secagg_client_config {
     const uint8_t *plan_hash;      /* (32) the consented plan */
     const uint8_t *model_hash;     /* (32) of the model state this site holds and will train from */
     uint64_t words;                /* d this site computes from the LoRA configuration */
-    uint64_t ledger_sequence;      /* the site ledger's head, witnessed by the peers */
-    const uint8_t *ledger_head;    /* (32) */
     struct secagg_log log;         /* durable records, see record.h */
     struct secagg_witness witness; /* peers' ledger heads; check may be NULL */
     const struct rng *rng;         /* random_system; borrowed for the client's life */
@@ -77,6 +76,9 @@ const struct secagg_info *secagg_client_info(const struct secagg_client *c);
  */
 int MUST_USE secagg_peek(struct span m0, const struct roster *roster, struct secagg_info *ret_info, struct error *err);
 
+/* The head of this site's privacy ledger, which M1 shows to the peers as witnesses; zeros unless set. Budget is
+ * reserved only after secagg_client_new: a round that the site's rules refuse must cost nothing. */
+void secagg_client_set_ledger(struct secagg_client *c, uint64_t sequence, const uint8_t head[HASH_SIZE]);
 int MUST_USE secagg_client_advertise(struct secagg_client *c, struct span *ret_m1, struct error *err);
 int MUST_USE secagg_client_on_keys(struct secagg_client *c, struct span m2, struct span *ret_m3, struct error *err);
 int MUST_USE secagg_client_on_deliver(struct secagg_client *c, struct span m4, struct error *err);

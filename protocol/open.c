@@ -3,6 +3,7 @@
 
 #include "protocol/quantise.h"
 
+#include <assert.h>
 #include <stdlib.h>
 
 static void write_open(const struct secagg_server *s, struct span signed_plan, struct buffer *b)
@@ -331,8 +332,6 @@ int secagg_client_new(struct secagg_client **ret_client, const struct secagg_cli
     c->log = config->log;
     c->witness = config->witness;
     c->rng = config->rng;
-    c->ledger_sequence = config->ledger_sequence;
-    memcpy(c->ledger_head, config->ledger_head, HASH_SIZE);
     rc = join(c, config, m0, err);
     if (rc < 0) {
         secagg_client_free(c);
@@ -341,4 +340,11 @@ int secagg_client_new(struct secagg_client **ret_client, const struct secagg_cli
     c->next = 1;
     *ret_client = c;
     return 0;
+}
+
+void secagg_client_set_ledger(struct secagg_client *c, uint64_t sequence, const uint8_t head[HASH_SIZE])
+{
+    assert(c->next == 1 && c->out[1].len == 0); /* M1 carries it */
+    c->ledger_sequence = sequence;
+    memcpy(c->ledger_head, head, HASH_SIZE);
 }

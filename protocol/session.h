@@ -35,7 +35,7 @@ enum session_status {
 
 enum session_event_kind {
     SESSION_IDLE = 0,      /* nothing new; ask again */
-    SESSION_OPEN = 1,      /* payload: bytes M0, bytes signed plan, u64 version of the model that M0 names */
+    SESSION_OPEN = 1,      /* payload: bytes M0, u64 version of the model that M0 names */
     SESSION_KEYS = 2,      /* payload: M2 */
     SESSION_DELIVER = 3,   /* payload: M4 of this site */
     SESSION_SURVIVORS = 4, /* payload: M6 */
@@ -53,7 +53,7 @@ enum session_stage {
     SESSION_M7_CONSISTENCY = 7,
     SESSION_M9_UNMASK = 9,
     SESSION_COSIGN = 11,
-    SESSION_DECLINE = 12,   /* the site does not take part; payload: text of the reason for the aggregator's operator */
+    SESSION_DECLINE = 12,   /* the site does not take part; payload: what it is about, without figures of the site */
     SESSION_UNWILLING = 13, /* the same, and it does not want to be invited to this job until it says WILLING */
     SESSION_WILLING = 14,   /* consent was given, or the hours have come; any round */
 };

@@ -10,6 +10,19 @@
 #include "protocol/transport/transfer.h"
 
 #define BEAT_EVERY_MS 4000
+
+/* What a refusal is about; see reason_text. */
+enum decline_reason {
+    DECLINE_OPENING,
+    DECLINE_POLICY,
+    DECLINE_CONSENT,
+    DECLINE_HOURS,
+    DECLINE_BUDGET,
+    DECLINE_DATA,
+    DECLINE_MODEL,
+    DECLINE_TRAINING,
+    DECLINE_INTERNAL
+};
 #define M10_BYTES_MAX ((size_t)16 << 20)
 
 void job_runtime_release(struct job_runtime *job)
@@ -112,12 +125,13 @@ static int prepare_job(struct federation *f, const struct job_plan *plan, struct
 
 static int open_ledger(struct federation *f, struct error *err)
 {
+    const struct dp_plan *expected = f->job.local.dp.mode == DP_NONE ? NULL : &f->job.local.dp;
     uint32_t burnt = 0;
     int rc;
 
     if (f->ledger)
         return 0;
-    if ((rc = account_open(&f->ledger, f->config, f->store, &f->job.local.dp, f->clock, err)) < 0)
+    if ((rc = account_open(&f->ledger, f->config, f->store, expected, f->clock, err)) < 0)
         return rc;
     rc = ledger_burn_open(f->ledger, "the daemon was restarted", &burnt, err);
     if (rc == 0 && burnt > 0)
@@ -168,7 +182,6 @@ static int check_unmasked(struct federation *f, const struct secagg_info *info, 
 
 static int start_client(struct federation *f, const struct secagg_info *info, struct span m0, struct error *err)
 {
-    struct ledger_head head = {0};
     struct secagg_client_config config = {.site_id = config_string(f->config, "site"),
                                           .identity = identity_sign_key(f->vault->key),
                                           .roster = &f->vault->roster,
@@ -184,11 +197,23 @@ static int start_client(struct federation *f, const struct secagg_info *info, st
 
     if ((rc = check_unmasked(f, info, err)) < 0)
         return rc;
-    if (f->ledger && (rc = ledger_head(f->ledger, &head, err)) < 0)
-        return rc;
-    config.ledger_sequence = head.sequence;
-    config.ledger_head = head.hash;
     return secagg_client_new(&f->attempt.client, &config, m0, err);
+}
+
+/* The peers remember the newest head that they saw: a job without DP shows it too, or they would take this site's
+ * ledger for an older copy. */
+static int show_ledger(struct federation *f, struct error *err)
+{
+    struct ledger_head head = {0};
+    bool has = false;
+    int rc = site_store_has_ledger(f->store, &has, err);
+
+    if (rc < 0 || !has)
+        return rc;
+    if ((rc = open_ledger(f, err)) < 0 || (rc = ledger_head(f->ledger, &head, err)) < 0)
+        return rc;
+    secagg_client_set_ledger(f->attempt.client, head.sequence, head.hash);
+    return 0;
 }
 
 static bool report_progress(void *ctx, uint32_t step, uint32_t steps, uint32_t done, uint32_t sampled)
@@ -239,15 +264,18 @@ static int train_and_quantise(struct federation *f, const struct secagg_info *in
 }
 
 /* The job as a whole: the site's policy, its people, its hours. */
-static int check_willing(struct federation *f, const struct job_plan *plan, struct span opening, struct error *err)
+static int check_willing(struct federation *f, const struct job_plan *plan, enum consent consent,
+                         enum decline_reason *ret_why, struct error *err)
 {
-    enum consent consent;
-    int rc = site_store_consent(f->store, plan->job, plan->hash, opening, &consent, err);
+    int rc;
 
-    /* Entered first, so that `consent show` can show even a job that this site refuses. */
-    if (rc < 0 || (rc = policy_check_plan(f->config, plan, f->site->base_hash, err)) < 0 ||
-        (rc = check_consent(f, plan, consent, err)) < 0)
+    *ret_why = DECLINE_POLICY;
+    if ((rc = policy_check_plan(f->config, plan, f->site->base_hash, err)) < 0)
         return rc;
+    *ret_why = DECLINE_CONSENT;
+    if ((rc = check_consent(f, plan, consent, err)) < 0)
+        return rc;
+    *ret_why = DECLINE_HOURS;
     return policy_check_hours(f->config, f->clock, err);
 }
 
@@ -267,14 +295,11 @@ static int check_budget(struct federation *f, const struct secagg_info *info, st
     return next < steps ? ledger_preview(f->ledger, &f->job.local.dp, steps - next, &epsilon, err) : 0;
 }
 
-static int check_open(struct federation *f, struct span m0, uint64_t version, struct secagg_info *info,
-                      struct error *err)
+/* The model that the round starts from: held, taken back to, or fetched. */
+static int check_model(struct federation *f, const struct secagg_info *info, uint64_t version, struct error *err)
 {
-    int rc = secagg_peek(m0, &f->vault->roster, info, err);
+    int rc;
 
-    if (rc < 0 || (rc = check_willing(f, &info->plan, m0, err)) < 0 || (rc = prepare_job(f, &info->plan, err)) < 0 ||
-        (rc = check_budget(f, info, err)) < 0)
-        return rc;
     if (memcmp(f->job.version.model_hash, info->model_hash, HASH_SIZE) == 0)
         return 0;
     if ((rc = adopt_withdrawal(f, info, version, err)) < 0 || version == 0)
@@ -282,8 +307,75 @@ static int check_open(struct federation *f, struct span m0, uint64_t version, st
     return adopt_missing(f, info, version, err);
 }
 
-static int decline(struct federation *f, const struct session_event *event, enum session_stage how, int code,
-                   struct error *err)
+/* Everything before training. A refusal of ERR_POLICY with *ret_job_wide is of the job, not of this round alone. The
+ * budget is reserved last: a round that this site refuses costs nothing. */
+static int begin_round(struct federation *f, const struct session_event *event, struct span m0, uint64_t version,
+                       const struct secagg_info *info, enum decline_reason *ret_why, bool *ret_job_wide,
+                       struct error *err)
+{
+    enum consent consent;
+    int rc;
+
+    *ret_job_wide = true;
+    *ret_why = DECLINE_INTERNAL;
+    /* Entered first, so that `consent show` can show even a job that this site refuses. */
+    if ((rc = site_store_consent(f->store, info->job, info->plan.hash, m0, &consent, err)) < 0)
+        return rc;
+    if ((rc = check_willing(f, &info->plan, consent, ret_why, err)) < 0) {
+        f->unwilling = *event; /* what may change while the daemon runs */
+        f->unwilling.payload = span_of(NULL, 0);
+        f->unwilling_plan = info->plan;
+        return rc;
+    }
+    *ret_why = DECLINE_DATA;
+    if ((rc = prepare_job(f, &info->plan, err)) < 0)
+        return rc;
+    *ret_why = DECLINE_BUDGET;
+    if ((rc = check_budget(f, info, err)) < 0)
+        return rc;
+    *ret_job_wide = false;
+    *ret_why = DECLINE_MODEL;
+    if ((rc = check_model(f, info, version, err)) < 0)
+        return rc;
+    *ret_job_wide = true; /* its floors, mostly */
+    *ret_why = DECLINE_POLICY;
+    if ((rc = start_client(f, info, m0, err)) < 0)
+        return rc;
+    *ret_why = DECLINE_BUDGET;
+    if ((rc = reserve(f, info, err)) < 0)
+        return rc;
+    *ret_why = DECLINE_INTERNAL;
+    return show_ledger(f, err);
+}
+
+/* All that the aggregator hears: the whole message holds figures of this site (what it spent, how many records it has)
+ * and stays in its own log and journal. */
+static const char *reason_text(enum decline_reason why)
+{
+    switch (why) {
+    case DECLINE_OPENING:
+        return "the opening of the round is not acceptable";
+    case DECLINE_POLICY:
+        return "the site's policy";
+    case DECLINE_CONSENT:
+        return "no consent of the site";
+    case DECLINE_HOURS:
+        return "outside the site's hours";
+    case DECLINE_BUDGET:
+        return "the site's privacy budget";
+    case DECLINE_DATA:
+        return "the site's data or settings do not fit the job";
+    case DECLINE_MODEL:
+        return "the model that the round starts from was not accepted";
+    case DECLINE_TRAINING:
+        return "training failed at the site";
+    default:
+        return "an error at the site";
+    }
+}
+
+static int decline(struct federation *f, const struct session_event *event, enum session_stage how,
+                   enum decline_reason why, int code, struct error *err)
 {
     struct error ignored = {0};
 
@@ -291,7 +383,7 @@ static int decline(struct federation *f, const struct session_event *event, enum
                   json_pack("{s:s,s:I,s:i,s:s}", "job", event->job, "round", (json_int_t)event->round, "code",
                             error_exit_code(code), "reason", err->message));
     log_warn(&f->log, "not taking part: %s", err->message);
-    if (federation_send(f, how, event, span_str(err->message), &ignored) < 0)
+    if (federation_send(f, how, event, span_str(reason_text(why)), &ignored) < 0)
         log_debug(&f->log, "the aggregator was not told: %s", ignored.message);
     round_drop(f, err->message);
     return 0;
@@ -299,9 +391,13 @@ static int decline(struct federation *f, const struct session_event *event, enum
 
 void round_reconsider(struct federation *f)
 {
+    const struct job_plan *plan = &f->unwilling_plan;
+    enum decline_reason why;
+    enum consent consent;
     struct error err = {0};
 
-    if (!f->unwilling.job[0] || check_willing(f, &f->unwilling_plan, span_of(NULL, 0), &err) < 0)
+    if (!f->unwilling.job[0] || site_store_decision(f->store, plan->job, plan->hash, &consent, &err) < 0 ||
+        check_willing(f, plan, consent, &why, &err) < 0)
         return;
     log_info(&f->log, "job %s: nothing keeps this site from it any longer", f->unwilling.job);
     if (federation_send(f, SESSION_WILLING, &f->unwilling, span_of(NULL, 0), &err) == 0)
@@ -313,10 +409,13 @@ static int on_open(struct federation *f, const struct session_event *event, stru
     struct reader r = reader_of(event->payload);
     struct span m0 = reader_bytes(&r, 1 << 20), m1;
     uint64_t version = reader_u64(&r);
+    enum decline_reason why = DECLINE_OPENING;
     struct secagg_info *info;
+    bool job_wide = false;
     int rc;
 
     round_drop(f, "another round was opened");
+    f->unwilling.job[0] = 0;
     if (!reader_done(&r))
         return error_set(err, ERR_INTEGRITY, "malformed opening of a round");
     info = malloc(sizeof *info);
@@ -324,30 +423,22 @@ static int on_open(struct federation *f, const struct session_event *event, stru
         return error_set(err, ERR_RESOURCES, "out of memory");
     f->attempt.opened_ms = clock_monotonic_ms(f->clock);
     f->attempt.before = rpc_client_counters(f->rpc);
-    rc = check_open(f, m0, version, info, err);
-    f->unwilling.job[0] = 0;
-    if (rc == ERR_POLICY) { /* of the job, not of this round */
-        struct error ignored = {0};
-        if (check_willing(f, &info->plan, m0, &ignored) < 0) { /* what may change while the daemon runs */
-            f->unwilling = *event;
-            f->unwilling.payload = span_of(NULL, 0);
-            f->unwilling_plan = info->plan;
-        }
-        free(info);
-        return decline(f, event, SESSION_UNWILLING, rc, err);
-    }
-    if (rc == 0)
-        rc = reserve(f, info, err);
-    if (rc == 0)
-        rc = start_client(f, info, m0, err);
+    if ((rc = secagg_peek(m0, &f->vault->roster, info, err)) == 0) /* info means nothing otherwise */
+        rc = begin_round(f, event, m0, version, info, &why, &job_wide, err);
     if (rc < 0) {
         free(info);
-        return rc == ERR_CONNECT || rc == ERR_TIMEOUT ? rc : decline(f, event, SESSION_DECLINE, rc, err);
+        if (rc == ERR_CONNECT || rc == ERR_TIMEOUT)
+            return rc;
+        return decline(f, event, rc == ERR_POLICY && job_wide ? SESSION_UNWILLING : SESSION_DECLINE, why, rc, err);
     }
     journal_event(f->journal, "round_opened", json_pack("{s:s,s:i}", "job", info->job, "round", (int)info->round));
     log_info(&f->log, "training");
     rc = train_and_quantise(f, info, err);
     crash_point("trained", info->round);
+    if (rc < 0 && !*f->stop) { /* or the others would wait for this site until the deadline */
+        free(info);
+        return decline(f, event, SESSION_DECLINE, DECLINE_TRAINING, rc, err);
+    }
     if (rc == 0 && (rc = secagg_client_advertise(f->attempt.client, &m1, err)) == 0)
         rc = federation_send(f, SESSION_M1_ADVERTISE, event, m1, err);
     free(info);
@@ -536,12 +627,12 @@ static int catch_up(struct federation *f, const char *job, uint64_t version, str
         rc = 0;
         goto out;
     }
-    if (rc < 0 || (rc = site_store_version(f->store, job, &held, err)) < 0 || held >= version ||
+    if (rc < 0 || (rc = site_store_version(f->store, job, &held, err)) < 0 || held == version ||
         (rc = secagg_peek(buffer_span(&opening), &f->vault->roster, info, err)) < 0)
         goto out;
     if (policy_check_plan(f->config, &info->plan, f->site->base_hash, err) == 0 &&
         check_consent(f, &info->plan, consent, err) == 0)
-        rc = adopt_last(f, info, version, err);
+        rc = adopt_last(f, info, version, err); /* also back from one that found no quorum in the last round */
 out:
     buffer_release(&opening);
     free(info);

@@ -208,14 +208,16 @@ int sim_join(struct sim *s, uint32_t i, struct span m0)
                                           .plan_hash = s->plan.hash,
                                           .model_hash = s->model_hash,
                                           .words = s->words,
-                                          .ledger_sequence = site->ledger_sequence,
-                                          .ledger_head = head,
                                           .log = {record, site},
                                           .witness = {witness, site},
                                           .rng = &s->rng,
                                           .now_s = s->now_s};
 
-    return secagg_client_new(&site->client, &config, m0, &s->err);
+    int rc = secagg_client_new(&site->client, &config, m0, &s->err);
+
+    if (rc == 0)
+        secagg_client_set_ledger(site->client, site->ledger_sequence, head);
+    return rc;
 }
 
 int sim_sites_join(struct sim *s)
