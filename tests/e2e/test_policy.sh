@@ -111,29 +111,17 @@ equal "and nothing else: no figure of a site" "$(reasons | grep -Evc "^(the site
 say "a site that asks for more honest sites than the job assumes"
 write_node_yaml site-b 'min_honest: 3'
 start_node site-b
-write_job trusting 2 "mode: record, epsilon: 0.1, delta: 0.00001"
+write_job trusting 2 "mode: record, epsilon: 1, delta: 0.00001"
 stands_still trusting site-b 'this site asks for at least'
 give_up trusting
 equal "its budget is whole" "$(spent)" "$spent_before"
 equal "and it read nothing" "$(event_count site-b '.event == "trained" and .job == "trusting"')" 0
 stop_gently site-b
 
-say "training that fails"
-sed -i 's/max_epsilon: 8/max_epsilon: 20/; s/consent: ask/consent: within-policy/' "$work"/site-[abc].yaml
+say "without DP after DP, restarted"
 stop_gently site-a site-c
 for site in "${sites[@]}"; do write_node_yaml $site 'allow_without_dp: true'; done
-start_nodes
-write_job failing 1 "mode: none"
-sed -i 's/learning_rate: 0.5/learning_rate: 100/; s/steps: 2/steps: 30/' "$work/failing.yaml"
-submit failing
-# the train deadline is 40 s
-until_true 15 "the round does not wait for a site that cannot go on" has_event aggregator '.event == "round_skipped" and .job == "failing"'
-equal "all said so" "$(events aggregator '.event == "site_declined" and .job == "failing"' | jq -r .reason | sort -u)" "training failed at the site"
-until_true 10 "the job ended" has_event aggregator '.event == "job_ended" and .job == "failing"'
-
-say "without DP after DP, restarted"
-stop_gently "${sites[@]}"
-start_nodes
+start_nodes # peers have seen the ledgers' heads
 write_job plain 1 "mode: none"
 submit plain
 wait_job plain 60
