@@ -293,7 +293,10 @@ int adopt_last(struct federation *f, const struct secagg_info *info, uint64_t ve
         return rc;
     if (round > 0 && version_load(&held, f->vault, info->job, round, &ignored) < 0)
         log_warn(&f->log, "%s; the version is fetched again", ignored.message);
-    rc = version > 0 ? fetch_version(f, info, &held, version, false, err) : to_base_model(f, info, &held, err);
+    if (round != version)
+        rc = version > 0 ? fetch_version(f, info, &held, version, false, err) : to_base_model(f, info, &held, err);
     version_release(&held);
+    if (rc == 0) /* stored before a crash, never in use */
+        forget(f, info->job, (uint32_t)version + 1, info->plan.rounds);
     return rc;
 }

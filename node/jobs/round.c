@@ -616,7 +616,6 @@ static int catch_up(struct federation *f, const char *job, uint64_t version, str
     struct secagg_info *info = malloc(sizeof *info);
     enum consent consent = CONSENT_PENDING;
     struct buffer opening;
-    uint32_t held = 0;
     int rc;
 
     buffer_init(&opening, 1 << 20);
@@ -627,8 +626,7 @@ static int catch_up(struct federation *f, const char *job, uint64_t version, str
         rc = 0;
         goto out;
     }
-    if (rc < 0 || (rc = site_store_version(f->store, job, &held, err)) < 0 || held == version ||
-        (rc = secagg_peek(buffer_span(&opening), &f->vault->roster, info, err)) < 0)
+    if (rc < 0 || (rc = secagg_peek(buffer_span(&opening), &f->vault->roster, info, err)) < 0)
         goto out;
     if (policy_check_plan(f->config, &info->plan, f->site->base_hash, err) == 0 &&
         check_consent(f, &info->plan, consent, err) == 0)

@@ -57,4 +57,17 @@ equal "versions 2 and 4 stay, co-signed" "$(aggregator model list second --forma
 for site in "${sites[@]}"; do until_true 10 "$site has the last version" has_event $site '.event == "adapter_swapped" and .job == "second" and .version == 4'; done
 versions_agree second
 ok "a site that held a withdrawn version let it go" test ! -e "$work/site-a/adapters/second/000003.adapter"
+
+say "the same in a job's last round: nobody goes on serving what was taken back"
+stop_gently site-c site-d
+supervise site-c result:2
+supervise site-d result:2
+stage_deadline=5s write_job third 2 "mode: record, epsilon: 2, delta: 0.00001"
+submit third
+wait_job third 100
+equal "version 2 was withdrawn" "$(events aggregator '.event == "version_withdrawn" and .job == "third"' | jq -sc 'map([.version, .newest])')" "[[2,1]]"
+gone() { [ ! -e "$work/$1/adapters/third/000002.adapter" ]; }
+for site in "${sites[@]}"; do until_true 20 "$site let it go" gone $site; done
+versions_agree third
+equal "site-a answers with version 1" "$(ask site-a hello | jq .consilium.adapter_version)" 1
 stop_gently "${sites[@]}" aggregator
