@@ -92,6 +92,8 @@ static struct rpc_counters *counters_of(struct sessions *t, const char *site)
 bool sessions_authenticate(struct sessions *t, struct session *session, const struct tls_peer *peer)
 {
     uint32_t same = 0;
+
+    assert(t->per_site_max > 0);
     for (const struct session *other = t->newest; other != NULL; other = other->older)
         same += strcmp(other->site, peer->id) == 0;
     if (same >= t->per_site_max)
