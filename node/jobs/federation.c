@@ -182,7 +182,7 @@ static void loop(struct federation *f)
 
     buffer_init(&reply, EVENT_BYTES_MAX);
     while (!stopping(f)) {
-        struct session_event event;
+        struct session_event event = {0};
         int rc = greeted ? 0 : greet(f, &err);
         if (rc == 0 && !greeted) {
             greeted = true;
