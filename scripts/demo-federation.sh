@@ -250,7 +250,7 @@ print_table() {
         "  majority class               \(.accuracy.majority | pct)",
         "  base model                   \(.accuracy.base | pct)",
         "  federated, with DP           \(.accuracy.federated | pct)",
-        (if .accuracy.best_single_site then "  best site alone, same DP      \(.accuracy.best_single_site | pct)",
+        (if .accuracy.best_single_site then "  best site alone, same DP     \(.accuracy.best_single_site | pct)",
             "  federated without DP         \(.accuracy.federated_no_dp | pct)   (outside the claimed epsilon)" else empty end),
         "privacy      epsilon \(.privacy.epsilon * 1000 | round / 1000) at delta \(.privacy.delta), per record, by each site'"'"'s own ledger",
         "sites        \(.sites), threshold \(.secagg.threshold), survivors per round \(.secagg.survivors | map(tostring) | join(" "))",
