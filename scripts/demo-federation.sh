@@ -77,7 +77,7 @@ supervise() {
     while :; do
         CONSILIUM_CRASH_AT=$crash "$bin/consilium-node" -c "$dir/$site.yaml" run 2>>"$dir/$site.log" &
         pid=$!
-        wait "$pid" && break
+        wait "$pid" 2>/dev/null && break # bash would add a line of its own about the kill
         crash=''
         echo "$(date -u +%T) $site died and is started again" >>"$dir/supervisor.log"
         printf '\n-- %s was killed; starting it again\n' "$site" >&2
@@ -120,6 +120,13 @@ show_failure() { # the daemons' last words
     done
 }
 
+show_skipped() { # which lines of its file a site could not use; counts and line numbers, no content
+    local log
+    for log in "$work/$1"/site-*.log; do
+        jq -rR 'fromjson? | .message? | select(type == "string" and contains("lines skipped"))' "$log" | sort -u >&2
+    done
+}
+
 # run_federation NAME MODE: from nothing to the job's last version, the daemons left running
 run_federation() {
     local federation=$1 mode=$2 victim='' point=''
@@ -136,6 +143,7 @@ run_federation() {
     aggregator "$federation" job submit "$work/$federation/job.yaml" --author-key "$work/$federation/author.key" >/dev/null
     aggregator "$federation" job watch demo --format json >"$work/$federation/job.json" ||
         { show_failure "$federation"; die "the job did not end well"; }
+    show_skipped "$federation"
 }
 
 # evaluate_with FEDERATION NAME ARGUMENTS...: one accuracy, as JSON beside the federation

@@ -27,7 +27,13 @@ done
 for number in "$rounds" "$sites"; do
     [[ $number =~ ^([1-9][0-9]{0,3})?$ ]] || die "'$number' is not a number from 1 to 9999"
 done
-[ -z "$data" ] || [ -d "$data" ] || die "--data $data: no such folder"
+if [ -n "$data" ]; then # what is wrong with the folder is said before anything is fetched, built or trained
+    [ -d "$data" ] || die "--data $data: no such folder"
+    [ -s "$data/eval.jsonl" ] || die "$data/eval.jsonl is missing or empty"
+    found=$(find "$data" -maxdepth 1 -name 'site-*.jsonl' | wc -l)
+    [ "$found" -ge 3 ] || die "$data has $found site-*.jsonl files; a federation needs three or more"
+fi
+[ -z "$sites" ] || [ "$sites" -ge 3 ] || die "--sites $sites: a federation needs three or more"
 [ -z "$model" ] || [ -f "$model" ] || die "--model $model: no such file"
 
 install_missing
