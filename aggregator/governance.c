@@ -169,8 +169,8 @@ int main(int argc, char **argv)
     static const struct cli_option sign_options[] = {
         {"key", 'k', "FILE", "The governance key.", NULL}, {"out", 'o', "FILE", "The signed roster.", NULL}, {0}};
     static const struct cli_command commands[] = {
-        {"key", "FILE", 1, 1, "Make a key in FILE and its public half in FILE.pub. Keep a governance key offline.",
-         NULL, run_key},
+        {"key", "FILE", 1, 1, "Make a key pair. The private half goes to FILE, the public one to FILE.pub.", NULL,
+         run_key},
         {"fingerprint", "FILE.pub", 1, 1, "Print the fingerprint of a public key.", NULL, run_fingerprint},
         {"sign", "DRAFT.json", 1, 1, "Show a roster draft and sign it.", sign_options, run_sign},
         {0}};
