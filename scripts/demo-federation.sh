@@ -141,8 +141,12 @@ run_federation() {
     fi
     start_federation "$federation" "$victim" "$point"
     aggregator "$federation" job submit "$work/$federation/job.yaml" --author-key "$work/$federation/author.key" >/dev/null
-    aggregator "$federation" job watch demo --format json >"$work/$federation/job.json" ||
-        { show_failure "$federation"; die "the job did not end well"; }
+    # in the background, so that a SIGTERM of this script stops it as it stops the daemons
+    "$bin/consilium-aggregator" -c "$work/$federation/aggregator.yaml" job watch demo --format json \
+        >"$work/$federation/job.json" &
+    supervisor_of[$federation/watch]=$!
+    wait $! || { show_failure "$federation"; die "the job did not end well"; }
+    unset "supervisor_of[$federation/watch]"
     show_skipped "$federation"
 }
 
