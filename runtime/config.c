@@ -242,16 +242,37 @@ int config_set(struct config *c, size_t i, const char *text, enum config_layer l
     return config_store(c, i, &v, layer, origin);
 }
 
+/* The section nearest to key ("policy" of "policy.max_epsilon"), copied to out; false when none is near. */
+static bool nearest_section(const struct config_schema *schema, const char *key, char *out, size_t size)
+{
+    bool found = false;
+    for (size_t i = 0; i < schema->count; i++) {
+        char section[80];
+        const char *name = section, *dot = strchr(schema->keys[i].key, '.');
+        if (!dot)
+            continue;
+        snprintf(section, sizeof section, "%.*s", (int)(dot - schema->keys[i].key), schema->keys[i].key);
+        if (text_nearest(key, &name, 1) && (!found || text_distance(key, section) < text_distance(key, out))) {
+            snprintf(out, size, "%s", section);
+            found = true;
+        }
+    }
+    return found;
+}
+
 int config_unknown(const struct config_schema *schema, const char *key, const char *origin, struct error *err)
 {
     const char **names = calloc(schema->count ? schema->count : 1, sizeof *names);
     const char *nearest = NULL;
+    char section[80] = "";
     if (names) {
         for (size_t i = 0; i < schema->count; i++)
             names[i] = schema->keys[i].key;
         nearest = text_nearest(key, names, schema->count);
     }
     free(names);
+    if (!nearest && nearest_section(schema, key, section, sizeof section))
+        nearest = section;
     if (nearest)
         return error_set(err, ERR_CONFIG, "%s: key %.80s: unknown; did you mean %s?", origin, key, nearest);
     return error_set(err, ERR_CONFIG, "%s: key %.80s: unknown; expected one of the keys of the example %s", origin, key,

@@ -123,7 +123,7 @@ show_failure() { # the daemons' last words
 show_skipped() { # which lines of its file a site could not use; counts and line numbers, no content
     local log
     for log in "$work/$1"/site-*.log; do
-        jq -rR 'fromjson? | .message? | select(type == "string" and contains("lines skipped"))' "$log" | sort -u >&2
+        jq -rR 'fromjson? | .message? | select(type == "string" and test("lines? skipped"))' "$log" | sort -u >&2
     done
 }
 
@@ -272,7 +272,7 @@ print_table() {
         "bytes        \(.secagg.upload_bytes_per_site_round) up, \(.secagg.download_bytes_per_site_round) down, per site and round",
         "seconds      \(.seconds) in all; stages of the rounds: \(.stage_seconds | to_entries | map("\(.key) \(.value)") | join(", "))",
         "question     \(.answer.prompt)",
-        "answer       \(.answer.text)   (adapter version \(.answer.adapter_version), \(.answer.adapter_sha256[0:16])...)",
+        "answer       \(.answer.text | if . == "" then "(empty)" else . end)   (adapter version \(.answer.adapter_version), \(.answer.adapter_sha256[0:16])...)",
         ""' "$work/report.json"
     echo "report       build/demo/report.json"
 }

@@ -378,7 +378,7 @@ void dataset_describe_faults(const struct dataset_report *report, char *out, siz
         total += report->faults[f];
     if (total == 0)
         return;
-    used += (size_t)snprintf(out, size, "%zu lines skipped", total);
+    used += (size_t)snprintf(out, size, "%zu line%s skipped", total, total == 1 ? "" : "s");
     for (int f = 0; f < DATASET_FAULT_COUNT; f++) {
         if (report->faults[f] == 0)
             continue;

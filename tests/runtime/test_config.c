@@ -75,7 +75,7 @@ static void test_refusals(void **state)
     refused("site: a\n", "version", "expected version: 1");
     refused("version: 2\nsite: a\n", "node.yaml:1", "expected 1");
     refused("version: 1\n", "key site", "required");
-    refused(HEAD "polcy:\n  max_epsilon: 1\n", "node.yaml:3: key polcy", "unknown");
+    refused(HEAD "polcy:\n  max_epsilon: 1\n", "node.yaml:3: key polcy", "did you mean policy?");
     refused(HEAD "policy:\n  max_epsilom: 1\n", "node.yaml:4: key policy.max_epsilom",
             "did you mean policy.max_epsilon?");
     refused(HEAD "policy:\n  max_epsilon: nan\n", "node.yaml:4: key policy.max_epsilon",
