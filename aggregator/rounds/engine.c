@@ -5,6 +5,7 @@
 
 #define POLL_MS 100
 #define BOOK_EVERY_MS 500
+#define TELL_EVERY_MS 30000
 #define ATTEMPT 1
 
 static int64_t now_ms(const struct engine *e)
@@ -262,6 +263,11 @@ static void gather(struct engine *e)
     }
     if (n < e->plan.min_sites) {
         e->enough_since_ms = -1;
+        if (now_ms(e) - e->told_ms >= TELL_EVERY_MS) {
+            log_info(&e->log, "waiting for sites: %zu of the %u that a round needs are connected and willing", n,
+                     e->plan.min_sites);
+            e->told_ms = now_ms(e);
+        }
         return;
     }
     if (e->enough_since_ms < 0)

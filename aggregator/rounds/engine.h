@@ -61,6 +61,7 @@ struct engine {
     enum engine_phase phase;
     int64_t phase_since_ms;
     int64_t polled_ms; /* when the book was last asked for a job */
+    int64_t told_ms;   /* when the log last said that sites are waited for */
     struct book_job job;
     struct job_plan plan;
     struct buffer signed_plan;
