@@ -193,8 +193,7 @@ int command_serve(struct cli *cli, struct error *err)
     return rc;
 }
 
-/* --- preflight -----------------------------------------------------------------------------------------------------
- */
+/* --- preflight ------------------------------------------------------------------------------------------------ */
 
 static void add_check(json_t *rows, const char *what, int rc, const struct error *err, const char *good)
 {

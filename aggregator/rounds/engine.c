@@ -20,8 +20,7 @@ static void enter(struct engine *e, enum engine_phase phase)
     e->enough_since_ms = -1;
 }
 
-/* --- jobs ----------------------------------------------------------------------------------------------------------
- */
+/* --- jobs ----------------------------------------------------------------------------------------------------- */
 
 static void drop_uploads(struct engine *e)
 {
@@ -149,8 +148,7 @@ static bool was_aborted(struct engine *e)
     return book_job(e->book, e->job.job, &row, &err) == 0 && row.state == JOB_ABORTED;
 }
 
-/* --- rounds --------------------------------------------------------------------------------------------------------
- */
+/* --- rounds --------------------------------------------------------------------------------------------------- */
 
 static void finish_round(struct engine *e)
 {
@@ -505,8 +503,7 @@ static void tick(struct engine *e)
     }
 }
 
-/* --- start and stop ------------------------------------------------------------------------------------------------
- */
+/* --- start and stop ------------------------------------------------------------------------------------------- */
 
 /* Only the round's own vectors, of the right size, while they are wanted. */
 static int allow_upload(void *ctx, const char *site, const struct transfer_begin *begin, struct error *err)

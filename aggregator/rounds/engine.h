@@ -80,8 +80,7 @@ struct engine {
 /* Runs until *e->stop. The fields above the blank line are the caller's. */
 int MUST_USE engine_run(struct engine *e, struct error *err);
 
-/* --- handler.c: what sites ask; called from the loop ----------------------------------------------------------------
- */
+/* --- handler.c: what sites ask; called from the loop ---------------------------------------------------------- */
 
 int engine_handle(void *ctx, const struct rpc_peer *peer, uint16_t method, struct span body, struct rpc_reply *reply);
 /* A new current event for a site; answers its waiting request. */

@@ -165,7 +165,7 @@ static int read_pairs(struct parse *p)
     return 0;
 }
 
-/* Type and shape of one table row; data becomes the offset from the data section for now (see place_tensor). */
+/* Type and shape of one table row; the offset is from the data section: place_tensor makes it a pointer. */
 static int read_tensor(struct parse *p, struct gguf_tensor *t, uint64_t *ret_offset)
 {
     char name[64];

@@ -79,8 +79,7 @@ struct federation {
 /* Runs until *f->stop. The fields above the blank line are the caller's. ERR_CONFIG and ERR_INTEGRITY at start only. */
 int MUST_USE federation_run(struct federation *f, struct error *err);
 
-/* --- round.c -------------------------------------------------------------------------------------------------------
- */
+/* --- round.c -------------------------------------------------------------------------------------------------- */
 
 /* Does this site's part for one event. A negative return means that its part in the attempt has ended; err says why. */
 int MUST_USE round_on_event(struct federation *f, const struct session_event *event, struct error *err);
@@ -89,8 +88,7 @@ void round_reconsider(struct federation *f);
 void round_drop(struct federation *f, const char *reason); /* ends the attempt: burns what was not released, wipes */
 void job_runtime_release(struct job_runtime *job);
 
-/* --- federation.c, for round.c -------------------------------------------------------------------------------------
- */
+/* --- federation.c, for round.c -------------------------------------------------------------------------------- */
 
 /* One idempotent call, repeated while the aggregator cannot be reached, for at most deadline_ms. ERR_AGAIN: the stage
  * is closed there. */
@@ -100,8 +98,7 @@ int MUST_USE federation_call(struct federation *f, uint16_t method, struct span 
 int MUST_USE federation_send(struct federation *f, enum session_stage stage, const struct session_event *event,
                              struct span payload, struct error *err);
 
-/* --- adopt.c: versions ---------------------------------------------------------------------------------------------
- */
+/* --- adopt.c: versions ---------------------------------------------------------------------------------------- */
 
 /* Makes v the job's current version and swaps it in for answering; takes over v. */
 int MUST_USE adopt_version(struct federation *f, struct version *v, struct error *err);

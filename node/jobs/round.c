@@ -160,8 +160,7 @@ static int reserve(struct federation *f, const struct secagg_info *info, struct 
     return 0;
 }
 
-/* --- M0 ------------------------------------------------------------------------------------------------------------
- */
+/* --- M0 ------------------------------------------------------------------------------------------------------- */
 
 /* A round whose sum this site would not help to open in the end is not begun. */
 static int check_unmasked(struct federation *f, const struct secagg_info *info, struct error *err)
@@ -445,8 +444,7 @@ static int on_open(struct federation *f, const struct session_event *event, stru
     return rc;
 }
 
-/* --- M2 to M9 ------------------------------------------------------------------------------------------------------
- */
+/* --- M2 to M9 ------------------------------------------------------------------------------------------------- */
 
 static int on_keys(struct federation *f, const struct session_event *event, struct error *err)
 {
@@ -531,8 +529,7 @@ static int on_quorum(struct federation *f, const struct session_event *event, st
     return rc;
 }
 
-/* --- M10 -----------------------------------------------------------------------------------------------------------
- */
+/* --- M10 ------------------------------------------------------------------------------------------------------ */
 
 static int recompute(struct federation *f, struct span m10, const uint32_t *sum, struct version *ret_version,
                      struct secagg_result_out *ret_out, struct error *err)

@@ -521,8 +521,7 @@ static void the_first_version_is_zero_and_bound_to_its_base(void **state)
     version_release(&b);
 }
 
-/* --- going back to an older version --------------------------------------------------------------------------------
- */
+/* --- going back to an older version --------------------------------------------------------------------------- */
 
 static struct cosign_statement statement_of(uint32_t round, uint8_t previous, uint8_t next)
 {
