@@ -15,20 +15,39 @@ static void system_fill(void *ctx, void *out, size_t len)
 const struct rng random_system = {system_fill, NULL};
 
 enum { STREAM_BLOCK = 64 };
+_Static_assert(RANDOM_NONCE_SIZE == crypto_stream_chacha20_ietf_NONCEBYTES, "a nonce of RFC 8439");
 
-void random_stream_init(struct random_stream *s, const uint8_t key[RANDOM_SEED_SIZE], const char *label)
+void random_stream_key(uint8_t ret_key[RANDOM_SEED_SIZE], const uint8_t key[RANDOM_SEED_SIZE], const char *label)
 {
     static const char purpose[] = "consilium/stream";
     char info[256];
     size_t label_len = strlen(label), prefix = sizeof purpose - 1;
 
     if (label_len > sizeof info - prefix)
-        fatal("random_stream_init: the label is too long");
+        fatal("random_stream_key: the label is too long");
     sodium_ready();
     memcpy(info, purpose, prefix);
     memcpy(info + prefix, label, label_len);
-    hkdf_sha256(span_of(key, RANDOM_SEED_SIZE), span_of(NULL, 0), span_of(info, prefix + label_len), s->key,
-                sizeof s->key);
+    hkdf_sha256(span_of(key, RANDOM_SEED_SIZE), span_of(NULL, 0), span_of(info, prefix + label_len), ret_key,
+                RANDOM_SEED_SIZE);
+}
+
+void random_stream_init(struct random_stream *s, const uint8_t key[RANDOM_SEED_SIZE], const char *label)
+{
+    random_stream_key(s->key, key, label);
+    memset(s->nonce, 0, sizeof s->nonce);
+    s->one_nonce = false;
+    s->next_block = 0;
+    s->used = sizeof s->buffer;
+}
+
+void random_stream_nonce(struct random_stream *s, const uint8_t key[RANDOM_SEED_SIZE],
+                         const uint8_t nonce[RANDOM_NONCE_SIZE])
+{
+    sodium_ready();
+    memcpy(s->key, key, sizeof s->key);
+    memcpy(s->nonce, nonce, sizeof s->nonce);
+    s->one_nonce = true;
     s->next_block = 0;
     s->used = sizeof s->buffer;
 }
@@ -46,15 +65,16 @@ void random_stream_seeded(struct random_stream *s, const struct rng *source, con
 static void stream_blocks(struct random_stream *s, uint8_t *out, size_t blocks)
 {
     while (blocks > 0) {
-        uint8_t nonce[crypto_stream_chacha20_ietf_NONCEBYTES] = {0};
         uint32_t low = (uint32_t)s->next_block, high = (uint32_t)(s->next_block >> 32);
         uint64_t until_carry = ((uint64_t)1 << 32) - low;
         size_t n = blocks < until_carry ? blocks : (size_t)until_carry;
 
-        for (int i = 0; i < 4; i++)
-            nonce[i] = (uint8_t)(high >> (8 * i));
+        if (s->one_nonce && high != 0)
+            fatal("a stream with a nonce of its own came to its end");
+        for (int i = 0; i < 4 && !s->one_nonce; i++)
+            s->nonce[i] = (uint8_t)(high >> (8 * i));
         memset(out, 0, n * STREAM_BLOCK);
-        if (crypto_stream_chacha20_ietf_xor_ic(out, out, n * STREAM_BLOCK, nonce, low, s->key) != 0)
+        if (crypto_stream_chacha20_ietf_xor_ic(out, out, n * STREAM_BLOCK, s->nonce, low, s->key) != 0)
             fatal("ChaCha20 failed");
         s->next_block += n;
         out += n * STREAM_BLOCK;

@@ -14,18 +14,26 @@
  *     struct rng rng = random_stream_rng(&stream);
  *     uint64_t v = rng_u64(&rng);
  *     random_stream_release(&stream);
+ *
+ * random_stream_key and random_stream_nonce open many streams under one key: the same keystream, for a nonce of the
+ * caller's, who must never use a (key, nonce) twice for secrets. Such a stream ends after 2^32 blocks (the process ends
+ * rather than that its counter carries into another stream's nonce).
  */
 #ifndef CRYPTO_RANDOM_H
 #define CRYPTO_RANDOM_H
 
 #include "base/rng.h"
 
+#include <stdbool.h>
+
 extern const struct rng random_system;
 
-enum { RANDOM_SEED_SIZE = 32, RANDOM_STREAM_BUFFER = 1024 };
+enum { RANDOM_SEED_SIZE = 32, RANDOM_NONCE_SIZE = 12, RANDOM_STREAM_BUFFER = 1024 };
 
 struct random_stream {
     uint8_t key[RANDOM_SEED_SIZE];
+    uint8_t nonce[RANDOM_NONCE_SIZE];
+    bool one_nonce;      /* next_block stays below 2^32 */
     uint64_t next_block; /* of 64 bytes, not yet in buffer */
     size_t used;         /* bytes of buffer handed out, and wiped */
     uint8_t buffer[RANDOM_STREAM_BUFFER];
@@ -34,6 +42,11 @@ struct random_stream {
 void random_stream_init(struct random_stream *s, const uint8_t key[RANDOM_SEED_SIZE], const char *label);
 /* A stream whose key is drawn from `source` (random_system outside tests). */
 void random_stream_seeded(struct random_stream *s, const struct rng *source, const char *label);
+/* The key that random_stream_init derives. */
+void random_stream_key(uint8_t ret_key[RANDOM_SEED_SIZE], const uint8_t key[RANDOM_SEED_SIZE], const char *label);
+/* From block 0 of (key, nonce); key as random_stream_key gives it. */
+void random_stream_nonce(struct random_stream *s, const uint8_t key[RANDOM_SEED_SIZE],
+                         const uint8_t nonce[RANDOM_NONCE_SIZE]);
 void random_stream_fill(struct random_stream *s, void *out, size_t len);
 /* Borrows s, which must outlive it and must not move. */
 struct rng random_stream_rng(struct random_stream *s);

@@ -1,11 +1,10 @@
 /*
  * Exact discrete Gaussian noise and Poisson sampling, by integers only.
  *
- * Discrete Gaussian: P(x) ∝ exp(−x²/(2σ²)) over the integers, by rejection from a discrete Laplace (Canonne, Kamath,
- * Steinke, "The Discrete Gaussian for Differential Privacy", 2020, algorithm 3). Its exponentials come from von
- * Neumann's comparison of uniform reals whose words are drawn only as far as a comparison needs them, so no probability
- * is rounded. Random bytes are read in blocks from the injected stream and wiped. One thread per struct noise; the time
- * a draw takes depends on the secret value, so generate it off any path that a peer can time.
+ * Discrete Gaussian: P(x) ∝ exp(−x²/(2σ²)) over the integers (Canonne, Kamath, Steinke, "The Discrete Gaussian for
+ * Differential Privacy", 2020, algorithm 3), by the arithmetic of base/gaussian_draw.h. Random bytes are read in blocks
+ * from the injected stream and wiped. One thread per struct noise; the time a draw takes depends on the secret value,
+ * so generate it off any path that a peer can time. A whole vector at once, on several threads: privacy/noise_vector.h.
  *
  *     struct noise n;
  *     rc = noise_init(&n, plan_variance, &rng, &err);
@@ -16,18 +15,15 @@
 #define PRIVACY_SAMPLER_H
 
 #include "base/error.h"
+#include "base/gaussian.h"
 #include "base/rng.h"
 
-#define NOISE_VARIANCE_MAX ((uint64_t)1 << 52)
-#define NOISE_WORDS 1024
+#define NOISE_VARIANCE_MAX GAUSSIAN_VARIANCE_MAX
+#define NOISE_WORDS 640 /* what GAUSSIAN_CHUNK draws take, most often */
 
 struct noise {
+    struct gaussian gaussian; /* σ in grid units */
     const struct rng *rng;
-    uint64_t variance;             /* σ² in grid units */
-    uint64_t scale;                /* t = ⌊σ⌋ + 1 of the discrete Laplace */
-    unsigned __int128 denominator; /* 2σ²t² */
-    uint64_t denominator_high;     /* its leading bits, denominator >> shift */
-    unsigned shift;
     uint32_t signs; /* unused random bits */
     unsigned signs_left;
     unsigned next; /* words[next..NOISE_WORDS) are unused */
@@ -37,6 +33,8 @@ struct noise {
 /* variance in 1..NOISE_VARIANCE_MAX, otherwise ERR_CONFIG. rng must outlive it. */
 int MUST_USE noise_init(struct noise *n, uint64_t variance, const struct rng *rng, struct error *err);
 void noise_release(struct noise *n); /* wipes the unused random words */
+/* As a new one: rng now gives other bytes than those that were read ahead, which are wiped. */
+void noise_restart(struct noise *n);
 int64_t noise_draw(struct noise *n);
 void noise_fill(struct noise *n, int64_t *out, size_t count);
 /* vector[i] += draw; asserts that no element leaves int64 (sums of clipped grids are far from it). */

@@ -396,6 +396,39 @@ static void random_streams(void **state)
     assert_true(secret_is_zero(&a, sizeof a));
 }
 
+/* A stream with a nonce of its own: RFC 8439, 2.3.2 (its block 1), and the key that random_stream_init derives. */
+static void random_stream_nonces(void **state)
+{
+    static const uint8_t expected[64] = {0x10, 0xf1, 0xe7, 0xe4, 0xd1, 0x3b, 0x59, 0x15, 0x50, 0x0f, 0xdd, 0x1f, 0xa3,
+                                         0x20, 0x71, 0xc4, 0xc7, 0xd1, 0xf4, 0xc7, 0x33, 0xc0, 0x68, 0x03, 0x04, 0x22,
+                                         0xaa, 0x9a, 0xc3, 0xd4, 0x6c, 0x4e, 0xd2, 0x82, 0x64, 0x46, 0x07, 0x9f, 0xaa,
+                                         0x09, 0x14, 0xc2, 0xd7, 0x05, 0xd9, 0x8b, 0x02, 0xa2, 0xb5, 0x12, 0x9c, 0xd1,
+                                         0xde, 0x16, 0x4e, 0xb9, 0xcb, 0xd0, 0x83, 0xe8, 0xa2, 0x50, 0x3c, 0x4e};
+    static const uint8_t nonce[RANDOM_NONCE_SIZE] = {0, 0, 0, 9, 0, 0, 0, 0x4a};
+    static const uint8_t zeros[RANDOM_NONCE_SIZE];
+    uint8_t key[RANDOM_SEED_SIZE], drawn[128], plain[3000], same[3000];
+    struct random_stream a, b;
+
+    (void)state;
+    for (uint8_t i = 0; i < sizeof key; i++)
+        key[i] = i;
+    random_stream_nonce(&a, key, nonce);
+    random_stream_fill(&a, drawn, sizeof drawn);
+    assert_memory_equal(drawn + 64, expected, 64);
+    random_stream_init(&a, key, "label");
+    random_stream_fill(&a, plain, sizeof plain);
+    random_stream_key(key, key, "label");
+    random_stream_nonce(&b, key, zeros);
+    for (size_t at = 0; at < sizeof same; at += 100)
+        random_stream_fill(&b, same + at, 100);
+    assert_memory_equal(plain, same, sizeof plain);
+    /* its last block may be drawn (the one after it would end the process) */
+    b.next_block = ((uint64_t)1 << 32) - RANDOM_STREAM_BUFFER / 64;
+    b.used = sizeof b.buffer;
+    random_stream_fill(&b, drawn, sizeof drawn);
+    assert_true(b.next_block == (uint64_t)1 << 32);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -412,6 +445,7 @@ int main(void)
         cmocka_unit_test(sealing),
         cmocka_unit_test(sealed_files),
         cmocka_unit_test(random_streams),
+        cmocka_unit_test(random_stream_nonces),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

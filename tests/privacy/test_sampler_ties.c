@@ -2,7 +2,7 @@
  * The same sampler compiled with 2-bit words: every comparison of random reals ties one time in four, so the paths that
  * draw further words are taken all the time and the distribution must still be exact.
  */
-#define NOISE_WORD_BITS 2
+#define GAUSSIAN_WORD_BITS 2
 #include "privacy/sampler.c"
 
 #include "crypto/random.h"
