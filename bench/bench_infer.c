@@ -129,6 +129,7 @@ int main(int argc, char **argv)
     struct infer *infer;
     struct kv_cache *caches[64];
     struct pool *pool = NULL;
+    struct backend *backend = NULL;
     struct error err = {0};
     struct times t;
     int32_t ids[4096];
@@ -145,30 +146,27 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < ARRAY_LEN(ids); i++)
         ids[i] = (int32_t)(next_random(&state) % 49152);
     check(pool_new(s.threads, &pool, &err), &err);
-    struct infer_options infer_options = {.ops = kernels_cpu(KERNEL_AVX512_BF16),
-                                          .pool = pool,
-                                          .precision = s.precision,
-                                          .rows_max = 384,
-                                          .context_max = 2048,
-                                          .rank_max = 8};
+    check(backend_cpu_new(kernels_cpu(KERNEL_AVX512_BF16), pool, s.precision, &backend, &err), &err);
+    struct infer_options infer_options = {.backend = backend, .rows_max = 384, .context_max = 2048, .rank_max = 8};
     check(infer_new(&infer_options, model, &infer, &err), &err);
     for (int i = 0; i < s.prompts; i++)
-        check(kv_cache_new(model, s.tokens + s.length + 64, &caches[i], &err), &err);
+        check(kv_cache_new(backend, model, s.tokens + s.length + 64, &caches[i], &err), &err);
     measure(&s, infer, &lora, caches, ids, &t);
     const double prompt_rows = s.prompts * s.tokens, inner = s.prompts * s.candidates * (s.length - 1);
     if (s.json)
         printf("{\"backend\":\"%s\",\"threads\":%d,\"prefill_tokens_per_s\":%.1f,\"score_tokens_per_s\":%.1f,"
                "\"records_per_s\":%.2f,\"decode_tokens_per_s\":%.1f}\n",
-               infer_options.ops->name, s.threads, prompt_rows / t.prefill, inner / t.score,
-               s.prompts / (t.prefill + t.score), 32 / t.decode);
+               backend->name, s.threads, prompt_rows / t.prefill, inner / t.score, s.prompts / (t.prefill + t.score),
+               32 / t.decode);
     else
         printf("%-12s threads %d  prefill %8.1f tokens/s  score %8.1f tokens/s  = %6.2f records/s  decode %6.1f "
                "tokens/s\n",
-               infer_options.ops->name, s.threads, prompt_rows / t.prefill, inner / t.score,
-               s.prompts / (t.prefill + t.score), 32 / t.decode);
+               backend->name, s.threads, prompt_rows / t.prefill, inner / t.score, s.prompts / (t.prefill + t.score),
+               32 / t.decode);
     for (int i = 0; i < s.prompts; i++)
         kv_cache_free(caches[i]);
     infer_free(infer);
+    backend_free(backend);
     pool_free(pool);
     lora_release(&lora);
     synthetic_release(&synthetic);

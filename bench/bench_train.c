@@ -139,6 +139,7 @@ int main(int argc, char **argv)
     struct batch batch;
     struct train *train;
     struct pool *pool = NULL;
+    struct backend *backend = NULL;
     struct error err = {0};
     uint64_t state = 3;
     parse(argc, argv, &s);
@@ -151,9 +152,9 @@ int main(int argc, char **argv)
     const int32_t rows = s.tokens * s.examples;
     if (pool_new(s.threads, &pool, &err) < 0 || batch_init(&batch, rows, s.examples, &err) < 0)
         goto fail;
-    struct train_options train_options = {.ops = ops,
-                                          .pool = pool,
-                                          .precision = s.precision,
+    if (backend_cpu_new(ops, pool, s.precision, &backend, &err) < 0)
+        goto fail;
+    struct train_options train_options = {.backend = backend,
                                           .tokens_max = rows,
                                           .examples_max = s.examples,
                                           .example_tokens_max = s.tokens,
@@ -187,6 +188,7 @@ int main(int argc, char **argv)
                ops->name, s.threads, rows, 1e3 * step, rows / step, flops / step / 1e9, 1e3 * forward, rows / forward,
                (double)train_memory_bytes(train) / 1e6);
     train_free(train);
+    backend_free(backend);
     batch_release(&batch);
     pool_free(pool);
     lora_release(&lora);

@@ -64,7 +64,7 @@ struct segments {
 /* Rows that carry a label: hidden row rows[i] should predict token targets[i]. Distinct rows. */
 struct labels {
     int32_t count;
-    const int32_t *rows;    /* (count) */
+    const int32_t *rows;    /* (count); NULL: row i is label i's */
     const int32_t *targets; /* (count), each < vocabulary */
     const float *weights;   /* (count) factor of the row's gradient; NULL: 1. Not used by the loss outputs */
 };

@@ -1,7 +1,6 @@
 #include "model/infer.h"
 
-#include "base/arena.h"
-#include "base/checked.h"
+#include "model/carve.h"
 #include "model/kv_cache.h"
 #include "model/layer.h"
 
@@ -17,88 +16,85 @@ struct piece {
     int32_t row; /* its first row in the pass */
 };
 
+/* Of one pass; on the host and, in one upload, on the device. */
+struct pass_arrays {
+    int32_t *ids, *positions, *targets; /* (rows_max) */
+    int32_t *wanted;                    /* (rows_max) rows, ascending, whose final hidden row is wanted */
+};
+
 struct infer {
     struct infer_options options;
     struct compute compute;
-    struct arena arena;
-    size_t scratch_thread_bytes; /* attention in one thread */
-    uint8_t *scratch_threads;
-    float *rope_table;
-    float *logits; /* (KERNEL_DECODE_ROWS, vocabulary) */
-    float *rows;   /* (KERNEL_DECODE_ROWS, d_model) hidden rows for them */
+    struct placed_model *own_placed; /* if the caller gave none */
+    void *device;                    /* one block of the backend's memory */
+    struct arena host;
+    struct graph_cache *graphs;
 
-    int32_t tokens;       /* rows of the pass being built */
-    int32_t piece_count;  /* in use */
-    int32_t group_count;  /* runs of pieces with one cache */
-    int32_t wanted_count; /* rows whose final hidden row is wanted */
-    struct piece *pieces; /* (rows_max) */
-    int32_t *groups;      /* (rows_max + 1) first piece of each */
-    int32_t *offsets;     /* (rows_max + 1) first row of each piece */
-    int32_t *ids;         /* (rows_max) likewise below */
-    int32_t *positions;   /*  */
-    int32_t *wanted;      /* rows, ascending */
-    int32_t *identity;    /* 0, 1, 2 … */
-    int32_t *targets;     /* of the wanted rows, when scoring */
-    int32_t *owners;      /* candidate of each wanted row, when scoring */
-    float *losses;        /* of the wanted rows, when scoring */
-    float *x, *xn, *q, *k, *v, *o, *mid, *gate, *up, *compact, *compact_x, *hidden, *h;
+    int32_t tokens;             /* rows of the pass being built */
+    int32_t piece_count;        /* in use */
+    int32_t wanted_count;       /* rows wanted */
+    bool fresh;                 /* every piece starts a sequence */
+    struct piece *pieces;       /* (rows_max) */
+    struct kv_piece *kv_pieces; /* (rows_max) the same for the backend */
+    int32_t *offsets;           /* (rows_max + 1) first row of each piece */
+    int32_t *owners;            /* (rows_max) candidate of each wanted row, when scoring */
+    float *losses;              /* (rows_max) of the wanted rows, when scoring */
+    float *logits;              /* (KERNEL_DECODE_ROWS, vocabulary) */
+    struct pass_arrays arrays, device_arrays;
+
+    struct placed_segments segments;
+    float *rope_table, *losses_dev;
+    struct rows rows; /* (KERNEL_DECODE_ROWS, d_model) hidden rows to be scored */
+    struct rows x, xn, q, k, v, o, mid, gate, up, act, compact, compact_x, last, hidden;
+    void *h;
 };
+
+static const struct rows no_rows = {NULL, 0};
 
 /* --- memory ----------------------------------------------------------------------------------------------------- */
 
-/* Hands out memory, or only counts it while the arena is empty. */
-static void *carve(struct arena *arena, size_t *bytes, size_t rows, size_t row_bytes)
+static void carve_arrays(struct carver *c, bool host, size_t rows, struct pass_arrays *a)
 {
-    size_t n = arena_cost(rows * row_bytes); /* bounded by check_options and model_validate: below 2^48 */
-    *bytes += n;
-    return arena->base ? arena_take(arena, n) : NULL;
+    int32_t *all = host ? carve_host(c, 4 * rows, sizeof *all) : carve(c, 4 * rows, sizeof *all);
+    if (all)
+        *a = (struct pass_arrays){all, all + rows, all + 2 * rows, all + 3 * rows};
 }
 
-static size_t carve_all(struct infer *f)
+static void carve_all(struct infer *f, struct carver *c)
 {
-    const struct model_config *m = &f->compute.model->config;
+    const struct model_config *m = f->compute.config;
     const struct infer_options *o = &f->options;
-    const size_t rows = (size_t)o->rows_max, value = sizeof(float);
-    const size_t d = (size_t)m->d_model * value, ff = (size_t)m->d_ff * value;
-    const size_t heads = (size_t)m->head_count * (size_t)m->head_size * value;
-    const size_t kv = (size_t)m->kv_head_count * (size_t)m->head_size * value;
-    struct arena *a = &f->arena;
-    size_t n = 0;
-    f->scratch_threads = carve(a, &n, (size_t)pool_threads(o->pool), f->scratch_thread_bytes);
-    f->compute.run.scratch = carve(a, &n, 1, f->compute.run.scratch_bytes);
-    f->rope_table = carve(a, &n, (size_t)o->context_max, (size_t)m->head_size * value);
-    f->logits = carve(a, &n, KERNEL_DECODE_ROWS, (size_t)m->vocabulary * value);
-    f->rows = carve(a, &n, KERNEL_DECODE_ROWS, d);
-    f->pieces = carve(a, &n, rows, sizeof *f->pieces);
-    int32_t **const arrays[] = {&f->groups, &f->offsets,  &f->ids,     &f->positions,
-                                &f->wanted, &f->identity, &f->targets, &f->owners};
-    for (size_t i = 0; i < ARRAY_LEN(arrays); i++)
-        *arrays[i] = carve(a, &n, rows + 1, sizeof(int32_t));
-    f->losses = carve(a, &n, rows, value);
-    f->x = carve(a, &n, rows, d);
-    f->xn = carve(a, &n, rows, d);
-    f->q = carve(a, &n, rows, heads);
-    f->k = carve(a, &n, rows, kv);
-    f->v = carve(a, &n, rows, kv);
-    f->o = carve(a, &n, rows, heads);
-    f->mid = carve(a, &n, rows, d);
-    f->gate = carve(a, &n, rows, ff);
-    f->up = carve(a, &n, rows, ff);
-    f->compact = carve(a, &n, rows, heads);
-    f->compact_x = carve(a, &n, rows, d);
-    f->hidden = carve(a, &n, rows, d);
-    f->h = carve(a, &n, rows, GROUP_TARGETS_MAX * (size_t)o->rank_max * value);
-    return n;
-}
-
-static size_t max_size(size_t a, size_t b)
-{
-    return a > b ? a : b;
+    const size_t rows = (size_t)o->rows_max;
+    const int32_t heads = m->head_count * m->head_size, kv = m->kv_head_count * m->head_size;
+    const int32_t qkv[3] = {heads, kv, kv}, gate_up[2] = {m->d_ff, m->d_ff};
+    f->pieces = carve_host(c, rows, sizeof *f->pieces);
+    f->kv_pieces = carve_host(c, rows, sizeof *f->kv_pieces);
+    f->offsets = carve_host(c, rows + 1, sizeof *f->offsets);
+    f->owners = carve_host(c, rows, sizeof *f->owners);
+    f->losses = carve_host(c, rows, sizeof *f->losses);
+    f->logits = carve_host(c, KERNEL_DECODE_ROWS, (size_t)m->vocabulary * sizeof *f->logits);
+    carve_arrays(c, true, rows, &f->arrays);
+    carve_arrays(c, false, rows, &f->device_arrays);
+    f->rope_table = carve_floats(c, (size_t)o->context_max, (size_t)m->head_size);
+    f->losses_dev = carve_floats(c, rows, 1);
+    f->rows = carve_rows(c, KERNEL_DECODE_ROWS, m->d_model, 0);
+    f->x = carve_rows(c, rows, m->d_model, 0);
+    f->xn = carve_rows(c, rows, m->d_model, 0);
+    carve_outputs(c, rows, 3, qkv, 0, (struct rows *const[]){&f->q, &f->k, &f->v});
+    f->o = carve_rows(c, rows, heads, 0);
+    f->mid = carve_rows(c, rows, m->d_model, 0);
+    carve_outputs(c, rows, 2, gate_up, 0, (struct rows *const[]){&f->gate, &f->up});
+    f->act = carve_rows(c, rows, m->d_ff, 0);
+    f->compact = carve_rows(c, rows, heads, 0);
+    f->compact_x = carve_rows(c, rows, m->d_model, 0);
+    f->last = carve_rows(c, rows, m->d_model, 0);
+    f->hidden = carve_rows(c, rows, m->d_model, 0);
+    f->h = carve_floats(c, rows, GROUP_TARGETS_MAX * (size_t)o->rank_max);
 }
 
 static int check_options(const struct infer_options *o, const struct model_config *model, struct error *err)
 {
-    assert(o->ops);
+    assert(o->backend);
     if (o->rows_max < 1 || o->rows_max > 1 << 16)
         return error_set(err, ERR_CONFIG, "inference: %d rows a pass is outside 1 to 65536", o->rows_max);
     if (o->context_max < 1 || o->context_max > model->context_length)
@@ -109,48 +105,95 @@ static int check_options(const struct infer_options *o, const struct model_confi
     return 0;
 }
 
+static int take_memory(struct infer *f, struct error *err)
+{
+    struct backend *be = f->compute.be;
+    struct carver c = {.be = be};
+    carve_all(f, &c);
+    if (c.overflow || arena_init(&f->host, c.host_bytes) < 0)
+        return error_set(err, ERR_RESOURCES, "inference: no memory for %d rows; lower the rows of a pass",
+                         f->options.rows_max);
+    int rc = be->ops->alloc(be, c.device_bytes, &f->device, err);
+    if (rc < 0)
+        return error_prefix(err, "inference: %zu MB of activations; lower the rows of a pass", c.device_bytes >> 20);
+    c = (struct carver){.be = be, .device = f->device, .host = &f->host};
+    carve_all(f, &c);
+    return 0;
+}
+
+static int reserve(struct infer *f, struct error *err)
+{
+    const struct model_config *m = f->compute.config;
+    const struct backend_needs needs = {
+        .rows = f->options.rows_max,
+        .width = layer_width_max(m, GROUP_TARGETS_MAX * f->options.rank_max),
+        .rank_max = f->options.rank_max,
+        .shape = layer_attention_shape(m),
+        .segment_rows = f->options.rows_max,
+        .decode_length = f->options.context_max,
+        .label_rows = f->options.rows_max,
+        .vocabulary = m->vocabulary,
+        .d_model = m->d_model,
+    };
+    return f->compute.be->ops->reserve(f->compute.be, &needs, err);
+}
+
+static int place_rope_table(struct infer *f, const struct model *model, struct error *err)
+{
+    const struct model_config *m = &model->config;
+    const size_t count = (size_t)f->options.context_max * (size_t)m->head_size;
+    float *table = malloc(count * sizeof *table);
+    if (!table)
+        return error_set(err, ERR_RESOURCES, "inference: no memory for the table of positions");
+    kernels_rope_table(f->options.context_max, m->head_size, m->rope_base, m->rope_scale, model->rope_freqs.data,
+                       table);
+    f->compute.be->ops->upload(f->compute.be, f->rope_table, table, count * sizeof *table);
+    f->compute.rope = f->rope_table;
+    free(table);
+    return 0;
+}
+
 int infer_new(const struct infer_options *options, const struct model *model, struct infer **ret_infer,
               struct error *err)
 {
-    const struct model_config *m = &model->config;
-    const struct attention_shape shape = layer_attention_shape(m);
-    int rc = check_options(options, m, err);
+    int rc = check_options(options, &model->config, err);
     if (rc < 0)
         return rc;
     struct infer *f = calloc(1, sizeof *f);
     if (!f)
         return error_set(err, ERR_RESOURCES, "inference: no memory");
-    const int threads = pool_threads(options->pool);
+    struct backend *be = options->backend;
     f->options = *options;
-    f->compute = (struct compute){.ops = options->ops, .model = model, .decode = true};
-    f->compute.run.pool = options->pool;
-    f->compute.run.precision = options->precision;
-    size_t scratch = layer_linear_scratch(m, threads, options->rows_max, options->rank_max);
-    scratch = max_size(scratch, kernels_attention_scratch(threads, &shape, options->rows_max, options->context_max));
-    scratch = max_size(scratch, kernels_head_scratch(threads, options->rows_max, m->vocabulary, m->d_model));
-    f->compute.run.scratch_bytes = scratch;
-    f->scratch_thread_bytes = arena_cost(kernels_attention_scratch(1, &shape, options->rows_max, options->context_max));
-    size_t bytes = carve_all(f);
-    if (arena_init(&f->arena, bytes) < 0) {
-        infer_free(f);
-        return error_set(err, ERR_RESOURCES, "inference: no memory for %zu MB of activations; lower the rows of a pass",
-                         bytes >> 20);
-    }
-    carve_all(f);
-    for (int32_t i = 0; i < options->rows_max; i++)
-        f->identity[i] = i;
-    kernels_rope_table(options->context_max, m->head_size, m->rope_base, m->rope_scale, model->rope_freqs.data,
-                       f->rope_table);
-    f->compute.rope = f->rope_table;
+    f->compute = (struct compute){.be = be, .config = &model->config, .use = GROUP_SERVE, .placed = options->placed};
+    if (!options->placed && (rc = placed_model_new(be, model, 0, &f->own_placed, err)) < 0)
+        goto out;
+    if (f->own_placed)
+        f->compute.placed = f->own_placed;
+    assert(f->compute.placed->model == model);
+    if ((rc = reserve(f, err)) < 0 || (rc = take_memory(f, err)) < 0 ||
+        (rc = be->ops->segments_new(be, options->rows_max, options->rows_max, &f->segments, err)) < 0 ||
+        (rc = place_rope_table(f, model, err)) < 0)
+        goto out;
+    f->graphs = be->ops->graph_cache_new(be);
+    if ((rc = be->ops->sync(be, err)) < 0)
+        goto out;
     *ret_infer = f;
     return 0;
+out:
+    infer_free(f);
+    return rc;
 }
 
 void infer_free(struct infer *infer)
 {
     if (!infer)
         return;
-    arena_release(&infer->arena);
+    struct backend *be = infer->compute.be;
+    be->ops->graph_cache_free(be, infer->graphs);
+    be->ops->segments_free(be, &infer->segments);
+    be->ops->release(be, infer->device);
+    arena_release(&infer->host);
+    placed_model_free(infer->own_placed);
     free(infer);
 }
 
@@ -159,9 +202,11 @@ void infer_free(struct infer *infer)
 static void pass_begin(struct infer *f, const struct lora *lora)
 {
     assert(!lora || lora->config.rank <= f->options.rank_max);
+    assert(!lora || lora->backend || f->compute.be->host_memory);
     f->compute.lora = lora;
-    f->tokens = f->piece_count = f->group_count = f->wanted_count = 0;
-    f->groups[0] = f->offsets[0] = 0;
+    f->tokens = f->piece_count = f->wanted_count = 0;
+    f->fresh = true;
+    f->offsets[0] = 0;
 }
 
 static int32_t pass_room(const struct infer *f)
@@ -174,132 +219,117 @@ static int32_t pass_room(const struct infer *f)
 static void pass_add(struct infer *f, struct kv_cache *cache, int32_t start, const int32_t *ids, int32_t count)
 {
     assert(count >= 1 && count <= pass_room(f));
-    const bool new_group = f->piece_count == 0 || f->pieces[f->piece_count - 1].cache != cache;
-    for (int32_t i = 0; new_group && i < f->group_count; i++)
-        assert(f->pieces[f->groups[i]].cache != cache);
-    f->group_count += new_group;
+    for (int32_t i = 0; i < f->piece_count; i++) /* pieces of one cache stand together */
+        assert(f->pieces[i].cache != cache || f->pieces[f->piece_count - 1].cache == cache);
+    f->kv_pieces[f->piece_count] = (struct kv_piece){cache->kv, start, count, f->tokens};
     f->pieces[f->piece_count++] = (struct piece){cache, start, count, f->tokens};
-    f->groups[f->group_count] = f->piece_count;
+    f->fresh = f->fresh && start == 0;
     for (int32_t i = 0; i < count; i++) {
-        f->ids[f->tokens] = ids[i];
-        f->positions[f->tokens++] = start + i;
+        f->arrays.ids[f->tokens] = ids[i];
+        f->arrays.positions[f->tokens++] = start + i;
     }
     f->offsets[f->piece_count] = f->tokens;
-}
-
-struct attention_job {
-    struct infer *f;
-    int32_t layer;
-    bool attend; /* false: the keys and values are stored only */
-};
-
-/* Stores a piece's keys and values in its cache, and attends over it. */
-static void attend_piece(const struct attention_job *job, const struct kernel_run *run, const struct piece *p)
-{
-    struct infer *f = job->f;
-    const struct attention_shape shape = layer_attention_shape(&f->compute.model->config);
-    const size_t kv = (size_t)p->cache->kv_width, row = (size_t)p->row, bytes = (size_t)p->count * kv * sizeof(float);
-    const size_t heads = (size_t)shape.heads * (size_t)shape.head_size;
-    float *keys = kv_cache_keys(p->cache, job->layer), *values = kv_cache_values(p->cache, job->layer);
-    memcpy(keys + (size_t)p->start * kv, f->k + row * kv, bytes);
-    memcpy(values + (size_t)p->start * kv, f->v + row * kv, bytes);
-    if (job->attend)
-        f->compute.ops->attention_decode(run, &shape, p->count, p->start + p->count, f->q + row * heads, keys, values,
-                                         p->cache->kv_width, f->o + row * heads);
-}
-
-/* A pool item: the pieces of one cache, one after the other. */
-static void attend_group(void *ctx, int group, int thread)
-{
-    const struct attention_job *job = ctx;
-    const struct infer *f = job->f;
-    const struct kernel_run run = {.pool = NULL,
-                                   .scratch = f->scratch_threads + (size_t)thread * f->scratch_thread_bytes,
-                                   .scratch_bytes = f->scratch_thread_bytes,
-                                   .precision = f->compute.run.precision};
-    for (int32_t i = f->groups[group]; i < f->groups[group + 1]; i++)
-        attend_piece(job, &run, &f->pieces[i]);
 }
 
 /* Whole fresh prompts go through the packed attention of training, everything else piece by piece. */
 static void attention(struct infer *f, int32_t layer)
 {
-    const struct attention_shape shape = layer_attention_shape(&f->compute.model->config);
-    const struct segments segments = {f->piece_count, f->offsets};
-    struct attention_job job = {f, layer, true};
-    bool fresh = true;
-    for (int32_t i = 0; i < f->piece_count; i++)
-        fresh = fresh && f->pieces[i].start == 0;
-    if (fresh) {
-        f->compute.ops->attention_forward(&f->compute.run, &shape, &segments, f->q, f->k, f->v, f->o, NULL);
-        job.attend = false;
-    }
-    if (f->group_count >= pool_threads(f->options.pool)) {
-        pool_run(f->options.pool, f->group_count, attend_group, &job);
-        return;
-    }
-    for (int32_t i = 0; i < f->piece_count; i++)
-        attend_piece(&job, &f->compute.run, &f->pieces[i]);
+    struct backend *be = f->compute.be;
+    const struct attention_shape shape = layer_attention_shape(f->compute.config);
+    if (f->fresh)
+        be->ops->attention_forward(be, &shape, &f->segments, f->tokens, f->q, f->k, f->v, f->o, NULL);
+    be->ops->attend(be, &shape, layer, f->fresh ? no_rows : f->q, f->k, f->v, f->o);
 }
 
-static void gather_rows(const int32_t *rows, int32_t count, int32_t width, const float *from, float *to)
+/* LoRA's columns of a group: dense. */
+static struct rows lora_rows(const struct infer *f, int32_t layer, enum group group)
 {
-    for (int32_t i = 0; i < count; i++)
-        memcpy(to + (size_t)i * (size_t)width, from + (size_t)rows[i] * (size_t)width, (size_t)width * sizeof *to);
+    return (struct rows){f->h, group_rank(f->compute.lora, layer, group)};
 }
 
 /* One layer over all rows, but in the top layer only the wanted rows beyond the attention. below is the previous
- * layer's residual stream that its feed-forward output in x lacks, or NULL. */
-static void pass_layer(struct infer *f, int32_t layer, const float *below)
+ * layer's residual stream that its feed-forward output in x lacks, or at NULL. */
+static void pass_layer(struct infer *f, int32_t layer, struct rows below)
 {
     const struct compute *c = &f->compute;
-    const struct model_config *m = &c->model->config;
-    const struct model_layer *weights = &c->model->layers[layer];
-    int32_t rows = f->tokens;
-    const float *o = f->o, *residual = f->x;
-    c->ops->rmsnorm_forward(&c->run, rows, m->d_model, m->norm_eps, model_gain(&weights->attn_norm), f->x, below, f->xn,
-                            NULL);
-    group_forward(c, layer, GROUP_QKV, rows, f->xn, (float *const[]){f->q, f->k, f->v}, f->h);
-    layer_rope(c, rows, f->positions, false, f->q, f->k);
+    const struct model_config *m = c->config;
+    const struct placed_layer *weights = &c->placed->layers[layer];
+    struct backend *be = c->be;
+    const bool top = layer == m->layer_count - 1;
+    const int32_t rows = top ? f->wanted_count : f->tokens;
+    be->ops->norm_forward(be, f->tokens, m->d_model, m->norm_eps, weights->attn_norm, f->x, below, f->xn, NULL);
+    group_forward(c, layer, GROUP_QKV, f->tokens, f->xn, (const struct rows[]){f->q, f->k, f->v},
+                  lora_rows(f, layer, GROUP_QKV));
+    layer_rope(c, f->tokens, f->device_arrays.positions, false, f->q, f->k);
     attention(f, layer);
-    if (layer == m->layer_count - 1) {
-        rows = f->wanted_count;
-        if (rows == 0)
-            return;
-        gather_rows(f->wanted, rows, m->head_count * m->head_size, f->o, f->compact);
-        gather_rows(f->wanted, rows, m->d_model, f->x, f->compact_x);
-        o = f->compact;
-        residual = f->compact_x;
+    if (rows == 0)
+        return;
+    if (top) {
+        be->ops->gather(be, rows, m->head_count * m->head_size, f->device_arrays.wanted, f->o, f->compact);
+        be->ops->gather(be, rows, m->d_model, f->device_arrays.wanted, f->x, f->compact_x);
     }
-    group_forward(c, layer, GROUP_O, rows, o, (float *const[]){f->mid}, f->h);
-    c->ops->rmsnorm_forward(&c->run, rows, m->d_model, m->norm_eps, model_gain(&weights->ffn_norm), f->mid, residual,
-                            f->xn, NULL);
-    group_forward(c, layer, GROUP_GATE_UP, rows, f->xn, (float *const[]){f->gate, f->up}, f->h);
-    c->ops->gated_forward(&c->run, rows, m->d_ff, GATE_SILU, f->gate, f->up, m->d_ff, f->gate);
-    group_forward(c, layer, GROUP_DOWN, rows, f->gate, (float *const[]){f->x}, f->h);
+    group_forward(c, layer, GROUP_O, rows, top ? f->compact : f->o, &f->mid, lora_rows(f, layer, GROUP_O));
+    be->ops->norm_forward(be, rows, m->d_model, m->norm_eps, weights->ffn_norm, f->mid, top ? f->compact_x : f->x,
+                          f->xn, NULL);
+    group_forward(c, layer, GROUP_GATE_UP, rows, f->xn, (const struct rows[]){f->gate, f->up},
+                  lora_rows(f, layer, GROUP_GATE_UP));
+    be->ops->gated_forward(be, rows, m->d_ff, GATE_SILU, f->gate, f->up, f->act);
+    group_forward(c, layer, GROUP_DOWN, rows, f->act, top ? &f->last : &f->x, lora_rows(f, layer, GROUP_DOWN));
 }
 
-/* Runs the pass; hidden (wanted_count, d) are the wanted rows, normalised for the head. */
-static void pass_run(struct infer *f)
+static void record_pass(void *ctx)
 {
+    struct infer *f = ctx;
     const struct compute *c = &f->compute;
-    const struct model_config *m = &c->model->config;
-    const float *below = NULL;
-    c->ops->embed(&c->run, f->tokens, &c->model->token_embd, f->ids, 1.0f, f->x);
+    const struct model_config *m = c->config;
+    struct backend *be = c->be;
+    struct rows below = no_rows;
+    be->ops->embed(be, f->tokens, &c->placed->embedding, f->device_arrays.ids, 1.0f, f->x);
     for (int32_t layer = 0; layer < m->layer_count; layer++) {
         pass_layer(f, layer, below);
         below = f->mid;
     }
     if (f->wanted_count > 0)
-        c->ops->rmsnorm_forward(&c->run, f->wanted_count, m->d_model, m->norm_eps, model_gain(&c->model->output_norm),
-                                f->x, below, f->hidden, NULL);
+        be->ops->norm_forward(be, f->wanted_count, m->d_model, m->norm_eps, c->placed->output_norm, f->last, below,
+                              f->hidden, NULL);
+}
+
+/* Two adapters never share a key while both live: their memory is apart; and one that takes the place of a freed one
+ * has other memory or, with the same shape, other values only. */
+static uint64_t lora_key(const struct lora *lora)
+{
+    uint32_t scale;
+    if (!lora)
+        return 0;
+    memcpy(&scale, &lora->scale, sizeof scale);
+    const uint64_t words[] = {
+        (uint64_t)(uintptr_t)lora->trained, (uint64_t)(uintptr_t)lora->frozen, scale,
+        (uint64_t)lora->config.mode,        (uint64_t)lora->config.rank,       lora->config.targets,
+        (uint64_t)lora->config.layer_first, (uint64_t)lora->config.layer_count};
+    uint64_t key = 14695981039346656037u; /* FNV-1a, a word at a time, then a finishing mix */
+    for (size_t i = 0; i < ARRAY_LEN(words); i++)
+        key = (key ^ words[i]) * 1099511628211u;
+    return (key ^ key >> 29) | 1;
+}
+
+/* Runs the pass; hidden (wanted_count, d) are the wanted rows, normalised for the head. */
+static void pass_run(struct infer *f)
+{
+    struct backend *be = f->compute.be;
+    be->ops->upload(be, f->device_arrays.ids, f->arrays.ids, 4 * (size_t)f->options.rows_max * sizeof(int32_t));
+    const uint64_t pieces = be->ops->pieces_set(be, f->kv_pieces, f->piece_count);
+    be->ops->segments_set(be, &f->segments, f->piece_count, f->offsets);
+    const uint64_t key[4] = {(uint64_t)f->tokens << 32 | (uint64_t)f->wanted_count, pieces << 1 | f->fresh,
+                             lora_key(f->compute.lora),
+                             f->compute.lora ? (uint64_t)(uintptr_t)f->compute.lora->trained : 0};
+    be->ops->run_recorded(be, f->graphs, key, record_pass, f);
 }
 
 /* --- extending -------------------------------------------------------------------------------------------------- */
 
 static int check_ids(const struct infer *f, const int32_t *ids, int32_t count, struct error *err)
 {
-    const int32_t vocabulary = f->compute.model->config.vocabulary;
+    const int32_t vocabulary = f->compute.config->vocabulary;
     for (int32_t i = 0; i < count; i++)
         if (ids[i] < 0 || ids[i] >= vocabulary)
             return error_set(err, ERR_CONFIG, "token %d of %d is outside the model's vocabulary of %d", i + 1, count,
@@ -322,17 +352,18 @@ static int check_room(const struct infer *f, const struct kv_cache *cache, int32
 /* The pass just run has computed these tokens of the items; last rows wanted are the items' ends. */
 static void finish_extend(struct infer *f)
 {
-    const size_t d = (size_t)f->compute.model->config.d_model;
+    struct backend *be = f->compute.be;
+    const size_t bytes = (size_t)f->compute.config->d_model * backend_element_bytes(be);
     for (int32_t i = 0; i < f->piece_count; i++) {
         struct piece *p = &f->pieces[i];
-        memcpy(p->cache->ids + p->start, f->ids + p->row, (size_t)p->count * sizeof *f->ids);
+        memcpy(p->cache->ids + p->start, f->arrays.ids + p->row, (size_t)p->count * sizeof *f->arrays.ids);
         p->cache->length = p->start + p->count;
         p->cache->hidden_valid = false;
     }
     for (int32_t i = 0, piece = 0; i < f->wanted_count; i++) {
-        while (f->pieces[piece].row + f->pieces[piece].count - 1 != f->wanted[i])
+        while (f->pieces[piece].row + f->pieces[piece].count - 1 != f->arrays.wanted[i])
             piece++;
-        memcpy(f->pieces[piece].cache->hidden, f->hidden + (size_t)i * d, d * sizeof(float));
+        be->ops->copy(be, f->pieces[piece].cache->hidden.at, (uint8_t *)f->hidden.at + (size_t)i * bytes, bytes);
         f->pieces[piece].cache->hidden_valid = true;
     }
 }
@@ -362,21 +393,21 @@ int infer_extend(struct infer *infer, const struct lora *lora, const struct infe
             pass_add(infer, items[i].cache, items[i].cache->length, items[i].ids + done, n);
             done += n;
             if (done == items[i].count)
-                infer->wanted[infer->wanted_count++] = infer->tokens - 1;
+                infer->arrays.wanted[infer->wanted_count++] = infer->tokens - 1;
         }
     }
     if (infer->tokens > 0) {
         pass_run(infer);
         finish_extend(infer);
     }
-    return 0;
+    return infer->compute.be->ops->sync(infer->compute.be, err);
 }
 
 void infer_logits(struct infer *infer, const struct kv_cache *cache, float *logits)
 {
     assert(cache->hidden_valid);
-    const struct compute *c = &infer->compute;
-    c->ops->linear_decode(&c->run, 1, model_head(c->model), NULL, cache->hidden, logits);
+    struct backend *be = infer->compute.be;
+    be->ops->logits(be, &infer->compute.placed->head, 1, cache->hidden, logits);
 }
 
 /* --- scoring ---------------------------------------------------------------------------------------------------- */
@@ -397,8 +428,9 @@ static double log_sum_exp(const float *x, int32_t n)
  * Returns the candidate after the last one done. */
 static int32_t score_first_tokens(struct infer *f, struct infer_candidate *candidates, int32_t begin, int32_t count)
 {
-    const struct compute *c = &f->compute;
-    const struct model_config *m = &c->model->config;
+    struct backend *be = f->compute.be;
+    const struct model_config *m = f->compute.config;
+    const size_t bytes = (size_t)m->d_model * backend_element_bytes(be);
     const struct kv_cache *cache = NULL;
     int32_t rows = 0, end = begin;
     for (; end < count; end++) {
@@ -407,9 +439,9 @@ static int32_t score_first_tokens(struct infer *f, struct infer_candidate *candi
         if (rows == KERNEL_DECODE_ROWS)
             break;
         cache = candidates[end].cache;
-        memcpy(f->rows + (size_t)rows++ * (size_t)m->d_model, cache->hidden, (size_t)m->d_model * sizeof(float));
+        be->ops->copy(be, (uint8_t *)f->rows.at + (size_t)rows++ * bytes, cache->hidden.at, bytes);
     }
-    c->ops->linear_decode(&c->run, rows, model_head(c->model), NULL, f->rows, f->logits);
+    be->ops->logits(be, &f->compute.placed->head, rows, f->rows, f->logits);
     const float *logits = f->logits - m->vocabulary;
     double total = 0;
     cache = NULL;
@@ -427,12 +459,13 @@ static int32_t score_first_tokens(struct infer *f, struct infer_candidate *candi
 /* Runs the pass of candidates' inner tokens and adds what each wanted row says of its next token. */
 static void score_pass(struct infer *f, struct infer_candidate *candidates)
 {
-    const struct compute *c = &f->compute;
+    struct backend *be = f->compute.be;
     if (f->tokens == 0)
         return;
     pass_run(f);
-    const struct labels labels = {f->wanted_count, f->identity, f->targets, NULL};
-    c->ops->cross_entropy(&c->run, model_head(c->model), &labels, f->hidden, f->losses, NULL);
+    const struct placed_labels labels = {f->wanted_count, f->device_arrays.targets, NULL};
+    be->ops->cross_entropy(be, &f->compute.placed->head, &labels, f->hidden, f->losses_dev, no_rows);
+    be->ops->download(be, f->losses, f->losses_dev, (size_t)f->wanted_count * sizeof *f->losses);
     for (int32_t i = 0; i < f->wanted_count; i++)
         candidates[f->owners[i]].log_likelihood -= f->losses[i];
 }
@@ -465,11 +498,11 @@ int infer_score(struct infer *infer, const struct lora *lora, struct infer_candi
         }
         for (int32_t t = 1; t < k->count; t++) {
             infer->owners[infer->wanted_count] = i;
-            infer->targets[infer->wanted_count] = k->ids[t];
-            infer->wanted[infer->wanted_count++] = infer->tokens + t - 1;
+            infer->arrays.targets[infer->wanted_count] = k->ids[t];
+            infer->arrays.wanted[infer->wanted_count++] = infer->tokens + t - 1;
         }
         pass_add(infer, k->cache, k->cache->length, k->ids, k->count - 1);
     }
     score_pass(infer, candidates);
-    return 0;
+    return infer->compute.be->ops->sync(infer->compute.be, err);
 }

@@ -23,13 +23,15 @@
 #ifndef MODEL_INFER_H
 #define MODEL_INFER_H
 
+#include "kernels/backend.h"
 #include "model/lora.h"
 #include "model/model.h"
 
+struct placed_model;
+
 struct infer_options {
-    const struct kernel_ops *ops;
-    struct pool *pool; /* borrowed; NULL: the calling thread */
-    enum kernel_precision precision;
+    struct backend *backend;     /* borrowed */
+    struct placed_model *placed; /* the model on it; NULL: infer_new places it for itself */
     int32_t rows_max;    /* token rows of one packed pass (longer input is cut into several): 256 is a good value */
     int32_t context_max; /* longest sequence of any cache, ≤ the model's context_length */
     int32_t rank_max;    /* largest LoRA rank of later calls; 0: no LoRA */
@@ -43,9 +45,10 @@ int MUST_USE infer_new(const struct infer_options *options, const struct model *
                        struct error *err);
 void infer_free(struct infer *infer); /* accepts NULL */
 
-/* 8·layer_count·kv_heads·head_size bytes per token. ERR_RESOURCES. */
-int MUST_USE kv_cache_new(const struct model *model, int32_t length_max, struct kv_cache **ret_cache,
-                          struct error *err);
+/* A sequence for use with infer objects of the same backend. On the CPU 8·layer_count·kv_heads·head_size bytes per
+ * token. ERR_RESOURCES. */
+int MUST_USE kv_cache_new(struct backend *backend, const struct model *model, int32_t length_max,
+                          struct kv_cache **ret_cache, struct error *err);
 void kv_cache_free(struct kv_cache *cache); /* accepts NULL */
 int32_t kv_cache_length(const struct kv_cache *cache);
 int32_t kv_cache_room(const struct kv_cache *cache);
@@ -65,7 +68,9 @@ struct infer_extend {
     int32_t count;          /* ≥ 1 */
 };
 
-/* Computes and appends the tokens of all items, packed. ERR_CONFIG if an id is outside the vocabulary or an item does
+/* lora: factors of the backend's memory (model/placed.h), or NULL. A device's failure is ERR_RESOURCES or ERR_FAILED.
+ *
+ * Computes and appends the tokens of all items, packed. ERR_CONFIG if an id is outside the vocabulary or an item does
  * not fit its cache (nothing was changed then). One item of one token is a decoding step. */
 int MUST_USE infer_extend(struct infer *infer, const struct lora *lora, const struct infer_extend *items, int32_t count,
                           struct error *err);

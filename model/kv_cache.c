@@ -5,42 +5,51 @@
 #include <stdlib.h>
 #include <string.h>
 
-int kv_cache_new(const struct model *model, int32_t length_max, struct kv_cache **ret_cache, struct error *err)
+int kv_cache_new(struct backend *backend, const struct model *model, int32_t length_max, struct kv_cache **ret_cache,
+                 struct error *err)
 {
     const struct model_config *c = &model->config;
     const size_t width = (size_t)c->kv_head_count * (size_t)c->head_size;
     size_t floats;
+    int rc = 0;
     if (length_max < 1 || length_max > c->context_length)
         return error_set(err, ERR_CONFIG, "a cache of %d tokens is outside 1 to the model's context of %d", length_max,
                          c->context_length);
     struct kv_cache *cache = calloc(1, sizeof *cache);
-    if (!cache || !checked_mul(width * (size_t)c->layer_count, (size_t)length_max, &floats))
+    if (!cache || !checked_mul(width * (size_t)c->layer_count, (size_t)length_max, &floats)) {
+        rc = error_set(err, ERR_RESOURCES, "no memory for a cache of %d tokens", length_max);
         goto out;
+    }
+    cache->backend = backend;
     cache->layer_count = c->layer_count;
     cache->kv_width = (int32_t)width;
     cache->d_model = c->d_model;
     cache->length_max = length_max;
+    cache->hidden.stride = c->d_model;
     cache->ids = calloc((size_t)length_max, sizeof *cache->ids);
-    cache->keys = calloc(floats, sizeof *cache->keys);
-    cache->values = calloc(floats, sizeof *cache->values);
-    cache->hidden = calloc((size_t)c->d_model, sizeof *cache->hidden);
-    if (!cache->ids || !cache->keys || !cache->values || !cache->hidden)
-        goto out;
-    *ret_cache = cache;
-    return 0;
+    if (!cache->ids)
+        rc = error_set(err, ERR_RESOURCES, "no memory for a cache of %d tokens", length_max);
+    else if ((rc = backend->ops->alloc(backend, (size_t)c->d_model * backend_element_bytes(backend), &cache->hidden.at,
+                                       err)) == 0)
+        rc = backend->ops->kv_new(backend, c->layer_count, c->kv_head_count, c->head_size, length_max, &cache->kv, err);
+    if (rc == 0) {
+        *ret_cache = cache;
+        return 0;
+    }
 out:
     kv_cache_free(cache);
-    return error_set(err, ERR_RESOURCES, "no memory for a cache of %d tokens", length_max);
+    return rc;
 }
 
 void kv_cache_free(struct kv_cache *cache)
 {
     if (!cache)
         return;
+    if (cache->backend) {
+        cache->backend->ops->kv_free(cache->backend, cache->kv);
+        cache->backend->ops->release(cache->backend, cache->hidden.at);
+    }
     free(cache->ids);
-    free(cache->keys);
-    free(cache->values);
-    free(cache->hidden);
     free(cache);
 }
 
@@ -80,14 +89,12 @@ void kv_cache_copy(struct kv_cache *to, const struct kv_cache *from, int32_t len
 {
     assert(length >= 0 && length <= from->length && length <= to->length_max && to != from);
     assert(to->layer_count == from->layer_count && to->kv_width == from->kv_width && to->d_model == from->d_model);
-    const size_t bytes = (size_t)length * (size_t)from->kv_width * sizeof(float);
-    for (int32_t layer = 0; layer < from->layer_count; layer++) {
-        memcpy(kv_cache_keys(to, layer), kv_cache_keys(from, layer), bytes);
-        memcpy(kv_cache_values(to, layer), kv_cache_values(from, layer), bytes);
-    }
+    struct backend *be = to->backend;
+    assert(be == from->backend);
+    be->ops->kv_copy(be, to->kv, from->kv, length);
     memcpy(to->ids, from->ids, (size_t)length * sizeof *to->ids);
     to->length = length;
     to->hidden_valid = from->hidden_valid && length == from->length;
     if (to->hidden_valid)
-        memcpy(to->hidden, from->hidden, (size_t)from->d_model * sizeof *to->hidden);
+        be->ops->copy(be, to->hidden.at, from->hidden.at, (size_t)from->d_model * backend_element_bytes(be));
 }

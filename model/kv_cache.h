@@ -5,23 +5,13 @@
 #include "model/infer.h"
 
 struct kv_cache {
+    struct backend *backend;
     int32_t layer_count, kv_width, d_model;
     int32_t length, length_max;
-    int32_t *ids;  /* (length_max) */
-    float *keys;   /* (layer_count, length_max, kv_width) rotated */
-    float *values; /* likewise */
-    float *hidden; /* (d_model) final normalised row of the last token */
+    int32_t *ids;       /* (length_max) host */
+    struct kv *kv;      /* keys, rotated, and values */
+    struct rows hidden; /* (1, d_model) final normalised row of the last token */
     bool hidden_valid;
 };
-
-static inline float *kv_cache_keys(const struct kv_cache *cache, int32_t layer)
-{
-    return cache->keys + (size_t)layer * (size_t)cache->length_max * (size_t)cache->kv_width;
-}
-
-static inline float *kv_cache_values(const struct kv_cache *cache, int32_t layer)
-{
-    return cache->values + (size_t)layer * (size_t)cache->length_max * (size_t)cache->kv_width;
-}
 
 #endif

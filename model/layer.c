@@ -12,94 +12,91 @@ int32_t group_rank(const struct lora *lora, int32_t layer, enum group group)
     return adapted * lora->config.rank;
 }
 
-static const struct tensor *weight(const struct model *model, int32_t layer, enum lora_target target)
+/* The group's factors; NULL if none of it is adapted. */
+static const struct group_lora *group_factors(const struct lora *lora, int32_t layer, enum group group,
+                                              struct group_lora *to)
 {
-    const struct model_layer *l = &model->layers[layer];
-    const struct tensor *const all[LORA_TARGET_COUNT] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
-    return all[target];
-}
-
-/* The stacked A of the group's adapted targets: their first one's. */
-static const float *group_a(const struct lora *lora, int32_t layer, enum group group)
-{
+    if (group_rank(lora, layer, group) == 0)
+        return NULL;
+    *to = (struct group_lora){.rank = lora->config.rank, .scale = lora->scale};
     for (int i = 0; i < group_size(group); i++) {
-        const float *a = lora_a(lora, layer, (enum lora_target)(group_first(group) + i));
-        if (a)
-            return a;
+        const enum lora_target target = (enum lora_target)(group_first(group) + i);
+        to->a[i] = lora_a(lora, layer, target);
+        to->b[i] = lora_b(lora, layer, target);
     }
-    return NULL;
+    return to;
 }
 
-void group_forward(const struct compute *c, int32_t layer, enum group group, int32_t m, const float *x,
-                   float *const y[], float *h)
+static const struct linear_group *group_of(const struct compute *c, int32_t layer, enum group group)
 {
-    const int32_t r = group_rank(c->lora, layer, group);
-    const enum lora_target first = group_first(group);
-    if (r > 0)
-        c->ops->lora_down(&c->run, m, weight(c->model, layer, first)->in, r, group_a(c->lora, layer, group), x, h);
-    const float *column = h;
-    for (int i = 0; i < group_size(group); i++) {
-        const enum lora_target target = (enum lora_target)(first + i);
-        const struct tensor *w = weight(c->model, layer, target);
-        if (c->decode && m <= KERNEL_DECODE_ROWS)
-            c->ops->linear_decode(&c->run, m, w, NULL, x, y[i]);
-        else
-            c->ops->linear_forward(&c->run, m, w, NULL, x, y[i], false);
-        if (r == 0 || !lora_adapts(c->lora, layer, target))
-            continue;
-        const int32_t rank = c->lora->config.rank;
-        c->ops->lora_up(&c->run, m, w->out, rank, c->lora->scale, lora_b(c->lora, layer, target), column, r, y[i]);
-        column += rank;
-    }
+    return &c->placed->layers[layer].groups[group];
 }
 
-void group_backward(const struct compute *c, int32_t layer, enum group group, int32_t m, const float *const dy[],
-                    float *dh, bool with_dh, float *dx)
+void group_forward(const struct compute *c, int32_t layer, enum group group, int32_t m, struct rows x,
+                   const struct rows y[], struct rows h)
 {
-    const int32_t r = group_rank(c->lora, layer, group);
-    const enum lora_target first = group_first(group);
-    float *column = dh;
-    for (int i = 0; i < group_size(group); i++) {
-        const enum lora_target target = (enum lora_target)(first + i);
-        const struct tensor *w = weight(c->model, layer, target);
-        if (dx)
-            c->ops->linear_backward(&c->run, m, w, dy[i], dx, i > 0);
-        if (r == 0 || !(dx || with_dh) || !lora_adapts(c->lora, layer, target))
-            continue;
-        const int32_t rank = c->lora->config.rank;
-        c->ops->lora_up_backward(&c->run, m, w->out, rank, c->lora->scale, lora_b(c->lora, layer, target), dy[i],
-                                 column, r);
-        column += rank;
-    }
-    if (dx && r > 0)
-        c->ops->lora_down_backward(&c->run, m, weight(c->model, layer, first)->in, r, group_a(c->lora, layer, group),
-                                   dh, dx);
+    struct group_lora memory;
+    c->be->ops->group_forward(c->be, c->use, group_of(c, layer, group), group_factors(c->lora, layer, group, &memory),
+                              m, x, y, h);
 }
 
-void group_gradient(const struct compute *c, const struct kernel_run *run, int32_t layer, enum group group, int32_t t0,
-                    int32_t t1, const float *const dy[], const float *h, const float *dh, const float *x,
-                    float *gradient)
+void group_down(const struct compute *c, int32_t layer, enum group group, int32_t m, struct rows x, struct rows h)
 {
-    const int32_t r = group_rank(c->lora, layer, group), rank = c->lora->config.rank;
-    int32_t column = 0;
+    struct group_lora memory;
+    const struct group_lora *lora = group_factors(c->lora, layer, group, &memory);
+    if (lora)
+        c->be->ops->lora_down(c->be, group_of(c, layer, group), lora, m, x, h);
+}
+
+void group_backward(const struct compute *c, int32_t layer, enum group group, int32_t m, const struct rows dy[],
+                    struct rows dh, bool with_dh, struct rows dx)
+{
+    struct group_lora memory;
+    c->be->ops->group_backward(c->be, group_of(c, layer, group), group_factors(c->lora, layer, group, &memory), m, dy,
+                               dh, with_dh, dx);
+}
+
+void group_gradients(const struct compute *c, int32_t layer, enum group group, const struct placed_segments *segments,
+                     const struct rows dy[], struct rows h, struct rows dh, struct rows x, float *gradients,
+                     size_t stride)
+{
+    struct group_lora memory;
+    struct group_gradient where = {.with_a = c->lora->config.mode == LORA_JOINT};
+    const struct group_lora *lora = group_factors(c->lora, layer, group, &memory);
+    if (!lora)
+        return;
     for (int i = 0; i < group_size(group); i++) {
         const enum lora_target target = (enum lora_target)(group_first(group) + i);
         if (!lora_adapts(c->lora, layer, target))
             continue;
         const struct lora_entry *e = &c->lora->entries[c->lora->index[layer][target]];
-        c->ops->lora_grad_b(run, t0, t1, e->out, rank, c->lora->scale, dy[i], h + column, r, gradient + e->b_offset);
-        if (c->lora->config.mode == LORA_JOINT)
-            c->ops->lora_grad_a(run, t0, t1, e->in, rank, dh + column, r, x, gradient + e->a_offset);
-        column += rank;
+        where.a_offset[i] = e->a_offset;
+        where.b_offset[i] = e->b_offset;
+    }
+    c->be->ops->group_gradients(c->be, group_of(c, layer, group), lora, segments, dy, h, dh, x, &where, gradients,
+                                stride);
+}
+
+void load_lora(struct compute *c)
+{
+    for (int32_t layer = 0; layer < c->config->layer_count; layer++) {
+        for (int group = 0; group < GROUP_COUNT; group++) {
+            struct group_lora memory;
+            const struct group_lora *lora = group_factors(c->lora, layer, (enum group)group, &memory);
+            /* The placement is shared: only its LoRA columns are written, and only by the one trainer. */
+            c->be->ops->lora_load(c->be, (struct linear_group *)(uintptr_t)group_of(c, layer, (enum group)group), lora);
+        }
     }
 }
 
-void layer_rope(const struct compute *c, int32_t m, const int32_t *positions, bool inverse, float *q, float *k)
+void layer_rope(const struct compute *c, int32_t m, const int32_t *positions, bool inverse, struct rows q,
+                struct rows k)
 {
-    const struct model_config *config = &c->model->config;
-    const int32_t size = config->head_size;
-    c->ops->rope(&c->run, m, config->head_count, size, size, config->rope_order, inverse, c->rope, positions, q);
-    c->ops->rope(&c->run, m, config->kv_head_count, size, size, config->rope_order, inverse, c->rope, positions, k);
+    const int32_t size = c->config->head_size;
+    c->be->ops->rope(c->be, m, c->config->head_count, size, size, c->config->rope_order, inverse, c->rope, positions,
+                     q);
+    c->be->ops->rope(c->be, m, c->config->kv_head_count, size, size, c->config->rope_order, inverse, c->rope, positions,
+                     k);
 }
 
 struct attention_shape layer_attention_shape(const struct model_config *config)
@@ -113,13 +110,11 @@ struct attention_shape layer_attention_shape(const struct model_config *config)
     };
 }
 
-size_t layer_linear_scratch(const struct model_config *config, int threads, int32_t m, int32_t rank)
+int32_t layer_width_max(const struct model_config *config, int32_t ranks)
 {
     const int32_t heads = config->head_count * config->head_size;
     int32_t widest = config->d_ff > config->d_model ? config->d_ff : config->d_model;
     if (heads > widest)
         widest = heads;
-    if (GROUP_TARGETS_MAX * rank > widest)
-        widest = GROUP_TARGETS_MAX * rank;
-    return kernels_linear_scratch(threads, m, widest, widest);
+    return ranks > widest ? ranks : widest;
 }

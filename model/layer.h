@@ -1,27 +1,25 @@
 /*
- * Internal to model/: the linears of one layer with their LoRA factors, shared by training and inference.
+ * Internal to model/: one layer's parts over a backend, shared by training and inference.
  *
- * A group is a run of targets that read the same input: q, k, v · o · gate, up · down. The A factors of a group's
- * adapted targets are adjacent in lora.h's order, so one product gives the stacked h (m, adapted·rank) of all.
+ * A group is a run of targets that read the same input (model/placed.h). Where the backend is fused, a group's outputs
+ * are the columns of one matrix and LoRA's h = x·Aᵀ lies in the columns behind x; group_outputs and lora_columns make
+ * the views either way.
  */
 #ifndef MODEL_LAYER_H
 #define MODEL_LAYER_H
 
-#include "model/lora.h"
-#include "model/model.h"
+#include "model/placed.h"
 
 struct compute {
-    const struct kernel_ops *ops;
-    struct kernel_run run;
-    const struct model *model;
-    const struct lora *lora; /* NULL: none */
-    const float *rope;       /* table of kernels_rope_table */
-    bool decode;             /* few rows go through linear_decode */
+    struct backend *be;
+    const struct placed_model *placed;
+    const struct model_config *config;
+    const struct lora *lora; /* of the backend's memory; NULL: none */
+    const float *rope;       /* dev, of kernels_rope_table */
+    enum group_use use;
 };
 
-enum group { GROUP_QKV, GROUP_O, GROUP_GATE_UP, GROUP_DOWN, GROUP_COUNT };
-
-#define GROUP_TARGETS_MAX 3
+#define GROUP_TARGETS_MAX BACKEND_GROUP_MAX
 
 /* The group's targets are first .. first + count - 1. */
 static inline enum lora_target group_first(enum group group)
@@ -39,25 +37,26 @@ static inline int group_size(enum group group)
 /* Columns of the group's h in this layer: adapted targets × rank; 0 without LoRA. */
 int32_t group_rank(const struct lora *lora, int32_t layer, enum group group);
 
-/* y[i] = x·Wᵢᵀ + s·(x·Aᵢᵀ)·Bᵢᵀ. x (m, in), y[i] (m, outᵢ), h (m, group_rank) is written. */
-void group_forward(const struct compute *c, int32_t layer, enum group group, int32_t m, const float *x,
-                   float *const y[], float *h);
+/* The operations of backend.h on this layer's group with c->lora's factors. */
+void group_forward(const struct compute *c, int32_t layer, enum group group, int32_t m, struct rows x,
+                   const struct rows y[], struct rows h);
+void group_down(const struct compute *c, int32_t layer, enum group group, int32_t m, struct rows x, struct rows h);
+void group_backward(const struct compute *c, int32_t layer, enum group group, int32_t m, const struct rows dy[],
+                    struct rows dh, bool with_dh, struct rows dx);
+/* Into gradients + e·stride (trained_count) of each segment, or all into one where stride is 0. */
+void group_gradients(const struct compute *c, int32_t layer, enum group group, const struct placed_segments *segments,
+                     const struct rows dy[], struct rows h, struct rows dh, struct rows x, float *gradients,
+                     size_t stride);
+/* Hands the factors of all layers to the backend, for GROUP_TRAIN use. */
+void load_lora(struct compute *c);
 
-/* dx (m, in), overwritten, or NULL if nothing below wants it; dh (m, group_rank) is written if dx is or with_dh is. */
-void group_backward(const struct compute *c, int32_t layer, enum group group, int32_t m, const float *const dy[],
-                    float *dh, bool with_dh, float *dx);
-
-/* Adds the gradients of rows t0..t1-1 into gradient (trained_count). x and dh are read in LORA_JOINT mode only. */
-void group_gradient(const struct compute *c, const struct kernel_run *run, int32_t layer, enum group group, int32_t t0,
-                    int32_t t1, const float *const dy[], const float *h, const float *dh, const float *x,
-                    float *gradient);
-
-/* Rotates q (m, heads·head_size) and k (m, kv·head_size) in place. */
-void layer_rope(const struct compute *c, int32_t m, const int32_t *positions, bool inverse, float *q, float *k);
+/* Rotates q (m, heads·head_size) and k (m, kv·head_size) in place. positions dev (m). */
+void layer_rope(const struct compute *c, int32_t m, const int32_t *positions, bool inverse, struct rows q,
+                struct rows k);
 
 struct attention_shape layer_attention_shape(const struct model_config *config);
 
-/* Scratch for every linear of the model, the LoRA products of this rank included, at up to m rows. */
-size_t layer_linear_scratch(const struct model_config *config, int threads, int32_t m, int32_t rank);
+/* Widest input or output of any linear, and of `ranks` stacked LoRA columns. */
+int32_t layer_width_max(const struct model_config *config, int32_t ranks);
 
 #endif

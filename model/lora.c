@@ -150,6 +150,7 @@ void lora_release(struct lora *lora)
 {
     if (!lora)
         return;
+    assert(!lora->backend); /* lora_unplace's */
     free(lora->trained);
     free(lora->frozen);
     free(lora->entries);

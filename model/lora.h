@@ -59,7 +59,8 @@ struct lora {
     float *frozen; /* (frozen_count) or NULL */
     size_t frozen_count;
     int32_t entry_count;
-    struct lora_entry *entries;                         /* (entry_count) in canonical order */
+    struct backend *backend;    /* whose memory trained and frozen are (model/placed.h); NULL: the host's, owned */
+    struct lora_entry *entries; /* (entry_count) in canonical order */
     int32_t index[MODEL_LAYERS_MAX][LORA_TARGET_COUNT]; /* into entries, or -1 */
 };
 

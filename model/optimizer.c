@@ -1,6 +1,5 @@
 #include "model/optimizer.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 static int check_config(const struct optimizer_config *c, struct error *err)
@@ -21,48 +20,51 @@ static int check_config(const struct optimizer_config *c, struct error *err)
     return 0;
 }
 
-int optimizer_init(struct optimizer *optimizer, const struct optimizer_config *config, size_t count, struct error *err)
+int optimizer_init(struct optimizer *optimizer, const struct optimizer_config *config, struct backend *backend,
+                   size_t count, struct error *err)
 {
     int rc = check_config(config, err);
     if (rc < 0)
         return rc;
     assert(count > 0);
     const size_t arrays = config->kind == OPTIMIZER_ADAMW ? 2 : 1;
-    float *memory = calloc(count, arrays * sizeof *memory);
-    if (!memory)
-        return error_set(err, ERR_RESOURCES, "optimizer: no memory for the moments of %zu parameters", count);
+    void *memory = NULL;
+    rc = backend->ops->alloc(backend, arrays * count * sizeof(float), &memory, err);
+    if (rc < 0)
+        return error_prefix(err, "optimizer: the moments of %zu parameters", count);
+    float *m = memory;
     *optimizer = (struct optimizer){
         .config = *config,
+        .backend = backend,
         .count = count,
-        .m = memory,
-        .v = arrays == 2 ? memory + count : NULL,
+        .m = m,
+        .v = arrays == 2 ? m + count : NULL,
     };
     return 0;
 }
 
 void optimizer_release(struct optimizer *optimizer)
 {
-    if (!optimizer)
+    if (!optimizer || !optimizer->backend)
         return;
-    free(optimizer->m); /* v lies in the same block */
+    optimizer->backend->ops->release(optimizer->backend, optimizer->m); /* v lies in the same block */
     memset(optimizer, 0, sizeof *optimizer);
 }
 
 void optimizer_reset(struct optimizer *optimizer)
 {
-    memset(optimizer->m, 0, optimizer->count * sizeof *optimizer->m);
-    if (optimizer->v)
-        memset(optimizer->v, 0, optimizer->count * sizeof *optimizer->v);
+    struct backend *be = optimizer->backend;
+    be->ops->zero(be, optimizer->m, (optimizer->v ? 2 : 1) * optimizer->count * sizeof *optimizer->m);
     optimizer->steps = 0;
 }
 
-void optimizer_step(struct optimizer *optimizer, const struct kernel_ops *ops, const struct kernel_run *run,
-                    const float *gradient, float *parameters)
+void optimizer_step(struct optimizer *optimizer, const float *gradient, float *parameters)
 {
     const struct optimizer_config *c = &optimizer->config;
+    struct backend *be = optimizer->backend;
     optimizer->steps++;
     if (c->kind == OPTIMIZER_SGD) {
-        ops->sgd_momentum(run, optimizer->count, c->lr, c->momentum, gradient, optimizer->m, parameters);
+        be->ops->sgd_momentum(be, optimizer->count, c->lr, c->momentum, gradient, optimizer->m, parameters);
         return;
     }
     const struct adamw_params params = {.lr = c->lr,
@@ -71,5 +73,5 @@ void optimizer_step(struct optimizer *optimizer, const struct kernel_ops *ops, c
                                         .eps = c->eps,
                                         .weight_decay = c->weight_decay,
                                         .step = optimizer->steps};
-    ops->adamw(run, optimizer->count, &params, gradient, optimizer->m, optimizer->v, parameters);
+    be->ops->adamw(be, optimizer->count, &params, gradient, optimizer->m, optimizer->v, parameters);
 }

@@ -1,20 +1,20 @@
 /*
  * Local optimizers over the flat trained arena of a struct lora.
  *
- * State is two (AdamW) or one (SGD with momentum) arrays of the arena's length, taken at init; a step allocates
- * nothing.
+ * State is two (AdamW) or one (SGD with momentum) arrays of the arena's length in the backend's memory, taken at init;
+ * a step allocates nothing.
  *
  *     struct optimizer optimizer;
  *     struct optimizer_config config = {.kind = OPTIMIZER_ADAMW, .lr = 2e-3f, .beta1 = 0.9f, .beta2 = 0.999f,
  *                                       .eps = 1e-8f};
- *     if (optimizer_init(&optimizer, &config, lora.trained_count, err) < 0) return err->code;
- *     optimizer_step(&optimizer, ops, &run, gradient, lora.trained);
+ *     if (optimizer_init(&optimizer, &config, backend, lora.trained_count, err) < 0) return err->code;
+ *     optimizer_step(&optimizer, gradient, lora.trained);
  */
 #ifndef MODEL_OPTIMIZER_H
 #define MODEL_OPTIMIZER_H
 
 #include "base/error.h"
-#include "kernels/kernels.h"
+#include "kernels/backend.h"
 
 enum optimizer_kind { OPTIMIZER_SGD = 1, OPTIMIZER_ADAMW = 2 };
 
@@ -28,19 +28,19 @@ struct optimizer_config {
 
 struct optimizer {
     struct optimizer_config config;
+    struct backend *backend; /* borrowed */
     size_t count;
     int64_t steps; /* done */
-    float *m, *v;  /* (count) each, v NULL for SGD; owned */
+    float *m, *v;  /* dev (count) each, v NULL for SGD; owned */
 };
 
 /* ERR_CONFIG names a setting out of range; ERR_RESOURCES. */
-int MUST_USE optimizer_init(struct optimizer *optimizer, const struct optimizer_config *config, size_t count,
-                            struct error *err);
+int MUST_USE optimizer_init(struct optimizer *optimizer, const struct optimizer_config *config, struct backend *backend,
+                            size_t count, struct error *err);
 void optimizer_release(struct optimizer *optimizer); /* accepts NULL and zeroed */
 void optimizer_reset(struct optimizer *optimizer);   /* moments and step count to zero: a new round */
 
-/* parameters (count) updated in place by the mean or noised gradient (count). */
-void optimizer_step(struct optimizer *optimizer, const struct kernel_ops *ops, const struct kernel_run *run,
-                    const float *gradient, float *parameters);
+/* parameters (count) updated in place by the mean or noised gradient (count), both of the backend's memory. */
+void optimizer_step(struct optimizer *optimizer, const float *gradient, float *parameters);
 
 #endif

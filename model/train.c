@@ -1,126 +1,193 @@
 #include "model/train.h"
 
-#include "base/checked.h"
+#include "model/carve.h"
 #include "model/train_internal.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define TRAIN_TOKENS_MAX (1 << 18)
+/* Padded row counts are multiples of a fraction of the most, so that few recorded passes serve all batches. */
+#define ROW_BUCKETS 8
 
-/* Hands out arena memory, or only counts it while there is no arena yet. */
-struct carver {
-    struct arena *arena; /* NULL: count */
-    size_t bytes;
-    bool overflow;
-};
+static const struct rows no_rows = {NULL, 0};
 
-static void *carve(struct carver *c, size_t rows, size_t row_bytes)
+/* --- memory ------------------------------------------------------------------------------------------------------ */
+
+static size_t padded(const struct train *t)
 {
-    size_t bytes;
-    if (!checked_mul(rows, row_bytes, &bytes) || !checked_align(bytes, ARENA_ALIGNMENT, &bytes) ||
-        !checked_add(c->bytes, bytes, &c->bytes)) {
-        c->overflow = true;
-        return NULL;
+    return (size_t)backend_rows(t->compute.be, t->options.tokens_max);
+}
+
+/* The two inputs and the product of the feed-forward block, with LoRA's h of their groups. */
+static void carve_gate(struct train *t, struct carver *c, const struct lora *lora, int32_t layer, bool inputs,
+                       struct activations *a)
+{
+    const struct model_config *m = t->compute.config;
+    const int32_t up_rank = group_rank(lora, layer, GROUP_GATE_UP), down_rank = group_rank(lora, layer, GROUP_DOWN);
+    const int32_t widths[2] = {m->d_ff, m->d_ff};
+    carve_outputs(c, padded(t), 2, widths, up_rank, (struct rows *const[]){&a->gate, &a->up});
+    if (inputs) {
+        a->xn2 = carve_rows(c, padded(t), m->d_model, up_rank);
+        a->act = carve_rows(c, padded(t), m->d_ff, down_rank);
     }
-    return c->arena ? arena_take(c->arena, bytes) : NULL;
+    a->h[GROUP_GATE_UP] = carve_lora(c, padded(t), a->xn2, m->d_model, up_rank);
+    a->h[GROUP_DOWN] = carve_lora(c, padded(t), a->act, m->d_ff, down_rank);
 }
 
-static float *carve_floats(struct carver *c, size_t rows, int64_t width)
+static void carve_attention(struct train *t, struct carver *c, const struct lora *lora, int32_t layer, bool inputs,
+                            struct activations *a)
 {
-    return carve(c, rows, (size_t)width * sizeof(float));
-}
-
-static void carve_layer(struct train *t, struct carver *c, const struct lora *lora, int32_t layer)
-{
-    const struct model_config *m = &t->compute.model->config;
-    const size_t rows = (size_t)t->options.tokens_max;
+    const struct model_config *m = t->compute.config;
     const int32_t heads = m->head_count * m->head_size, kv = m->kv_head_count * m->head_size;
-    struct activations a = {
-        .x = carve_floats(c, rows, m->d_model),
-        .rstd1 = carve_floats(c, rows, 1),
-        .q = carve_floats(c, rows, heads),
-        .k = carve_floats(c, rows, kv),
-        .v = carve_floats(c, rows, kv),
-        .o = carve_floats(c, rows, heads),
-        .lse = carve_floats(c, rows, m->head_count),
-        .mid = carve_floats(c, rows, m->d_model),
-        .rstd2 = carve_floats(c, rows, 1),
-        .gate = carve_floats(c, rows, m->d_ff),
-        .up = carve_floats(c, rows, m->d_ff),
-    };
-    for (int group = 0; layer >= t->lowest && group < GROUP_COUNT; group++)
-        a.h[group] = carve_floats(c, rows, group_rank(lora, layer, (enum group)group));
-    if (c->arena)
-        *train_layer(t, layer) = a;
+    const int32_t qkv_rank = group_rank(lora, layer, GROUP_QKV), o_rank = group_rank(lora, layer, GROUP_O);
+    const int32_t widths[3] = {heads, kv, kv};
+    carve_outputs(c, padded(t), 3, widths, 0, (struct rows *const[]){&a->q, &a->k, &a->v});
+    a->o = carve_rows(c, padded(t), heads, o_rank);
+    a->lse = carve_floats(c, padded(t), (size_t)m->head_count);
+    a->mid = carve_rows(c, padded(t), m->d_model, 0);
+    a->rstd1 = carve_floats(c, padded(t), 1);
+    a->rstd2 = carve_floats(c, padded(t), 1);
+    if (inputs)
+        a->xn1 = carve_rows(c, padded(t), m->d_model, qkv_rank);
+    a->h[GROUP_QKV] = carve_lora(c, padded(t), a->xn1, m->d_model, qkv_rank);
+    /* The top layer's o reads gathered rows. */
+    a->h[GROUP_O] = carve_lora(c, padded(t), layer == m->layer_count - 1 ? t->compact : a->o, heads, o_rank);
+}
+
+/* The activations of all layers. What a level does not keep is carved once, with the layer that has the most LoRA
+ * columns as the model of its strides: all adapted layers adapt the same targets. */
+static void carve_layers(struct train *t, struct carver *c, const struct lora *lora)
+{
+    const struct model_config *m = t->compute.config;
+    const int32_t lowest = t->lowest;
+    struct activations shared = {0}; /* inputs that no layer keeps, and at level 1 or 2 the rest */
+    shared.xn1 = carve_rows(c, padded(t), m->d_model, group_rank(lora, lowest, GROUP_QKV));
+    if (t->level > 0 || !t->keep_inputs) {
+        shared.xn2 = carve_rows(c, padded(t), m->d_model, group_rank(lora, lowest, GROUP_GATE_UP));
+        shared.act = carve_rows(c, padded(t), m->d_ff, group_rank(lora, lowest, GROUP_DOWN));
+    }
+    if (t->level > 1)
+        carve_attention(t, c, lora, lowest, false, &shared);
+    if (t->level > 0)
+        carve_gate(t, c, lora, lowest, false, &shared);
+    for (int32_t layer = lowest > 0 ? lowest - 1 : 0; layer < m->layer_count; layer++) {
+        const bool adapted = layer >= lowest;
+        struct activations a = shared;
+        a.x = carve_rows(c, padded(t), m->d_model, 0);
+        if (t->level < 2 || !adapted)
+            carve_attention(t, c, adapted ? lora : NULL, layer, t->keep_inputs && adapted, &a);
+        else if (layer == m->layer_count - 1)
+            a.h[GROUP_O] =
+                carve_lora(c, padded(t), t->compact, m->head_count * m->head_size, group_rank(lora, layer, GROUP_O));
+        if (t->level < 1 || !adapted)
+            carve_gate(t, c, adapted ? lora : NULL, layer, shared.xn2.stride == 0, &a);
+        if (!adapted)
+            memset(a.h, 0, sizeof a.h);
+        if (c->device)
+            *train_layer(t, layer) = a;
+    }
+}
+
+static void carve_gradients(struct train *t, struct carver *c, const struct lora *lora)
+{
+    const struct model_config *m = t->compute.config;
+    const int32_t heads = m->head_count * m->head_size, kv = m->kv_head_count * m->head_size;
+    const int32_t widths[3] = {heads, kv, kv};
+    const int32_t o_rank = group_rank(lora, t->lowest, GROUP_O), down_rank = group_rank(lora, t->lowest, GROUP_DOWN);
+    const int32_t narrow = o_rank > down_rank ? o_rank : down_rank;
+    t->dx = carve_rows(c, padded(t), m->d_model, narrow);
+    t->dx_inner = carve_rows(c, padded(t), m->d_model, narrow);
+    t->dxn = carve_rows(c, padded(t), m->d_model, 0);
+    t->dact = carve_rows(c, padded(t), m->d_ff, 0);
+    carve_outputs(c, padded(t), 3, widths, group_rank(lora, t->lowest, GROUP_QKV),
+                  (struct rows *const[]){&t->dq, &t->dk, &t->dv});
+    t->do_ = carve_rows(c, padded(t), heads, 0);
+    t->do_inner = carve_rows(c, padded(t), heads, 0);
+    if (!c->be->fused)
+        t->dh.at = carve_floats(c, padded(t), GROUP_TARGETS_MAX * (size_t)lora->config.rank);
+    t->gradients = carve_floats(c, t->options.per_example ? (size_t)t->options.examples_max : 1, t->gradient_stride);
+}
+
+static void carve_staged(struct carver *c, bool host, size_t rows, struct staged *s)
+{
+    int32_t *all = host ? carve_host(c, 6 * rows, sizeof *all) : carve(c, 6 * rows, sizeof *all);
+    if (!all)
+        return;
+    *s = (struct staged){.ids = all,
+                         .positions = all + rows,
+                         .row_label = all + 2 * rows,
+                         .label_rows = all + 3 * rows,
+                         .targets = all + 4 * rows,
+                         .weights = (float *)(all + 5 * rows)};
 }
 
 /* Hands out, or counts, all memory of a step. */
 static void carve_all(struct train *t, struct carver *c, const struct lora *lora)
 {
-    const struct model_config *m = &t->compute.model->config;
+    const struct model_config *m = t->compute.config;
     const struct train_options *o = &t->options;
-    const size_t rows = (size_t)o->tokens_max;
-    const int32_t heads = m->head_count * m->head_size, kv = m->kv_head_count * m->head_size;
-    const int threads = pool_threads(o->pool);
-    t->layers = carve(c, (size_t)(m->layer_count - t->lowest + 1), sizeof *t->layers);
-    t->rope_table = carve_floats(c, (size_t)o->example_tokens_max, m->head_size);
-    for (int32_t layer = t->lowest > 0 ? t->lowest - 1 : 0; layer < m->layer_count; layer++)
-        carve_layer(t, c, lora, layer);
-    t->xn = carve_floats(c, rows, m->d_model);
-    t->act = carve_floats(c, rows, m->d_ff);
-    t->hidden = carve_floats(c, rows, m->d_model);
-    t->compact = carve_floats(c, rows, heads);
-    t->compact_x = carve_floats(c, rows, m->d_model);
-    t->rstd_final = carve_floats(c, rows, 1);
-    t->last = carve_floats(c, rows, m->d_model);
-    t->dx = carve_floats(c, rows, m->d_model);
-    t->dxn = carve_floats(c, rows, m->d_model);
-    t->dact = carve_floats(c, rows, m->d_ff);
-    t->dq = carve_floats(c, rows, heads);
-    t->dk = carve_floats(c, rows, kv);
-    t->dv = carve_floats(c, rows, kv);
-    t->do_ = carve_floats(c, rows, heads);
-    t->dh = carve_floats(c, rows, GROUP_TARGETS_MAX * (int64_t)lora->config.rank);
-    t->label_losses = carve_floats(c, rows, 1);
-    t->identity = carve(c, rows, sizeof *t->identity);
-    t->losses = carve(c, (size_t)o->examples_max, sizeof *t->losses);
-    t->gradients = carve_floats(c, o->per_example ? (size_t)o->examples_max : 1, (int64_t)t->gradient_stride);
-    t->gradient_scratch = carve(c, (size_t)threads, t->gradient_scratch_bytes);
-    t->compute.run.scratch = carve(c, 1, t->compute.run.scratch_bytes);
+    const int32_t heads = m->head_count * m->head_size;
+    t->layers = carve_host(c, (size_t)(m->layer_count - t->lowest + 1), sizeof *t->layers);
+    t->losses = carve_host(c, (size_t)o->examples_max, sizeof *t->losses);
+    t->label_losses = carve_host(c, padded(t), sizeof *t->label_losses);
+    t->label_offsets = carve_host(c, (size_t)o->examples_max + 1, sizeof *t->label_offsets);
+    carve_staged(c, true, padded(t), &t->host_batch);
+    carve_staged(c, false, padded(t), &t->batch_arrays);
+    t->rope_table = carve_floats(c, (size_t)o->example_tokens_max, (size_t)m->head_size);
+    t->compact = carve_rows(c, padded(t), heads, group_rank(lora, m->layer_count - 1, GROUP_O));
+    t->compact_x = carve_rows(c, padded(t), m->d_model, 0);
+    carve_layers(t, c, lora);
+    t->hidden = carve_rows(c, padded(t), m->d_model, 0);
+    t->rstd_final = carve_floats(c, padded(t), 1);
+    t->losses_dev = carve_floats(c, padded(t), 1);
+    t->last = carve_rows(c, padded(t), m->d_model, 0);
+    carve_gradients(t, c, lora);
 }
 
-static size_t max_size(size_t a, size_t b)
+static size_t bytes_at_level(struct train *t, const struct lora *lora, int level)
 {
-    return a > b ? a : b;
+    struct carver c = {.be = t->compute.be};
+    const int was = t->level;
+    t->level = level;
+    carve_all(t, &c, lora);
+    t->level = was;
+    return c.overflow ? SIZE_MAX : c.device_bytes;
 }
 
-static void set_up(struct train *t, const struct train_options *options, const struct model *model,
-                   const struct lora *lora)
+static void choose_level(struct train *t, const struct lora *lora)
 {
-    const struct model_config *m = &model->config;
-    const struct attention_shape shape = layer_attention_shape(m);
-    const int threads = pool_threads(options->pool);
-    t->options = *options;
-    t->compute = (struct compute){.ops = options->ops, .model = model};
-    t->compute.run.pool = options->pool;
-    t->compute.run.precision = options->precision;
-    t->lora_config = lora->config;
-    t->lowest = lora->config.layer_first;
-    t->lowest_group = GROUP_QKV;
-    while (group_rank(lora, t->lowest, t->lowest_group) == 0)
-        t->lowest_group++;
-    t->gradient_stride = arena_cost(lora->trained_count * sizeof(float)) / sizeof(float);
-    t->gradient_scratch_bytes = arena_cost(layer_linear_scratch(m, 1, options->example_tokens_max, lora->config.rank));
-    size_t scratch = layer_linear_scratch(m, threads, options->tokens_max, lora->config.rank);
-    scratch = max_size(scratch, kernels_attention_scratch(threads, &shape, options->example_tokens_max, 0));
-    scratch = max_size(scratch, kernels_head_scratch(threads, options->tokens_max, m->vocabulary, m->d_model));
-    t->compute.run.scratch_bytes = scratch;
+    const size_t room = t->compute.be->ops->free_bytes(t->compute.be);
+    t->level = t->options.checkpoint_level;
+    for (int level = 0; t->level < 0; level++)
+        if (level == 2 || bytes_at_level(t, lora, level) <= room)
+            t->level = level;
 }
+
+static int take_memory(struct train *t, const struct lora *lora, struct error *err)
+{
+    struct backend *be = t->compute.be;
+    struct carver c = {.be = be};
+    carve_all(t, &c, lora);
+    if (c.overflow || arena_init(&t->host, c.host_bytes) < 0)
+        return error_set(err, ERR_RESOURCES, "training: no memory for a batch of %d tokens; lower the batch's tokens",
+                         t->options.tokens_max);
+    int rc = be->ops->alloc(be, c.device_bytes, &t->device, err);
+    if (rc < 0)
+        return error_prefix(err, "training: %zu MB of activations for a batch of %d tokens; lower the batch's tokens",
+                            c.device_bytes >> 20, t->options.tokens_max);
+    t->device_bytes = c.device_bytes;
+    t->host_bytes = c.host_bytes;
+    c = (struct carver){.be = be, .device = t->device, .host = &t->host};
+    carve_all(t, &c, lora);
+    return 0;
+}
+
+/* --- set-up ------------------------------------------------------------------------------------------------------- */
 
 static int check_options(const struct train_options *o, const struct model_config *model, struct error *err)
 {
-    assert(o->ops);
+    assert(o->backend);
     if (o->tokens_max < 1 || o->tokens_max > TRAIN_TOKENS_MAX)
         return error_set(err, ERR_CONFIG, "training: %d tokens a batch is outside 1 to %d", o->tokens_max,
                          TRAIN_TOKENS_MAX);
@@ -132,6 +199,70 @@ static int check_options(const struct train_options *o, const struct model_confi
         return error_set(err, ERR_CONFIG,
                          "training: examples of %d tokens do not fit a batch of %d tokens or the model's context of %d",
                          o->example_tokens_max, o->tokens_max, model->context_length);
+    if (o->checkpoint_level < TRAIN_LEVEL_AUTO || o->checkpoint_level > 2)
+        return error_set(err, ERR_CONFIG, "training: checkpoint level %d is outside 0 to 2", o->checkpoint_level);
+    return 0;
+}
+
+static int place(struct train *t, const struct model *model, const struct lora *lora, struct error *err)
+{
+    struct compute *c = &t->compute;
+    c->placed = t->options.placed;
+    if (!c->placed) {
+        int rc = placed_model_new(c->be, model, lora->config.rank, &t->own_placed, err);
+        if (rc < 0)
+            return rc;
+        c->placed = t->own_placed;
+    }
+    assert(c->placed->model == model && c->placed->rank_max >= lora->config.rank);
+    return 0;
+}
+
+static void set_up(struct train *t, const struct train_options *options, const struct model *model,
+                   const struct lora *lora)
+{
+    t->options = *options;
+    t->compute = (struct compute){.be = options->backend, .config = &model->config, .use = GROUP_TRAIN};
+    t->lora_config = lora->config;
+    t->trained_count = lora->trained_count;
+    t->lowest = lora->config.layer_first;
+    t->lowest_group = GROUP_QKV;
+    while (group_rank(lora, t->lowest, t->lowest_group) == 0)
+        t->lowest_group++;
+    t->keep_inputs = options->backend->fused; /* LoRA's h lies in their columns */
+    t->gradient_stride = arena_cost(lora->trained_count * sizeof(float)) / sizeof(float);
+}
+
+static int reserve(struct train *t, struct error *err)
+{
+    const struct model_config *m = t->compute.config;
+    const struct backend_needs needs = {
+        .rows = (int32_t)padded(t),
+        .width = layer_width_max(m, GROUP_TARGETS_MAX * t->lora_config.rank),
+        .shape = layer_attention_shape(m),
+        .segment_rows = t->options.example_tokens_max,
+        .label_rows = (int32_t)padded(t),
+        .vocabulary = m->vocabulary,
+        .d_model = m->d_model,
+        .arena = t->trained_count,
+        .units = t->options.per_example ? t->options.examples_max : 1,
+        .noise = t->options.noise,
+    };
+    return t->compute.be->ops->reserve(t->compute.be, &needs, err);
+}
+
+static int place_rope_table(struct train *t, const struct model *model, struct error *err)
+{
+    const struct model_config *m = &model->config;
+    const size_t count = (size_t)t->options.example_tokens_max * (size_t)m->head_size;
+    float *table = malloc(count * sizeof *table);
+    if (!table)
+        return error_set(err, ERR_RESOURCES, "training: no memory for the table of positions");
+    kernels_rope_table(t->options.example_tokens_max, m->head_size, m->rope_base, m->rope_scale, model->rope_freqs.data,
+                       table);
+    t->compute.be->ops->upload(t->compute.be, t->rope_table, table, count * sizeof *table);
+    t->compute.rope = t->rope_table;
+    free(table);
     return 0;
 }
 
@@ -145,125 +276,122 @@ int train_new(const struct train_options *options, const struct model *model, co
     if (!t)
         return error_set(err, ERR_RESOURCES, "training: no memory");
     set_up(t, options, model, lora);
-    struct carver c = {0};
-    carve_all(t, &c, lora);
-    if (c.overflow || arena_init(&t->arena, c.bytes) < 0) {
-        train_free(t);
-        return error_set(err, ERR_RESOURCES, "training: no memory for %zu MB of activations; lower the batch's tokens",
-                         c.bytes >> 20);
-    }
-    t->bytes = c.bytes;
-    c = (struct carver){.arena = &t->arena};
-    carve_all(t, &c, lora);
-    for (int32_t i = 0; i < options->tokens_max; i++)
-        t->identity[i] = i;
-    kernels_rope_table(options->example_tokens_max, model->config.head_size, model->config.rope_base,
-                       model->config.rope_scale, model->rope_freqs.data, t->rope_table);
-    t->compute.rope = t->rope_table;
+    struct backend *be = t->compute.be;
+    if ((rc = place(t, model, lora, err)) < 0 || (rc = reserve(t, err)) < 0 ||
+        (rc = be->ops->segments_new(be, (int32_t)padded(t), options->examples_max, &t->tokens, err)) < 0 ||
+        (rc = be->ops->segments_new(be, (int32_t)padded(t), options->examples_max, &t->labels, err)) < 0)
+        goto out;
+    choose_level(t, lora);
+    if ((rc = take_memory(t, lora, err)) < 0 || (rc = place_rope_table(t, model, err)) < 0)
+        goto out;
+    t->graphs = be->ops->graph_cache_new(be);
+    if ((rc = be->ops->sync(be, err)) < 0)
+        goto out;
     *ret_train = t;
     return 0;
+out:
+    train_free(t);
+    return rc;
 }
 
 void train_free(struct train *train)
 {
     if (!train)
         return;
-    arena_release(&train->arena);
+    struct backend *be = train->compute.be;
+    be->ops->graph_cache_free(be, train->graphs);
+    be->ops->segments_free(be, &train->tokens);
+    be->ops->segments_free(be, &train->labels);
+    be->ops->release(be, train->device);
+    arena_release(&train->host);
+    placed_model_free(train->own_placed);
     free(train);
 }
 
 size_t train_memory_bytes(const struct train *train)
 {
-    return train->bytes;
+    return train->device_bytes;
 }
 
-/* --- forward ---------------------------------------------------------------------------------------------------- */
-
-static void gather_rows(const int32_t *rows, int32_t count, int32_t width, const float *from, float *to)
+int train_level(const struct train *train)
 {
-    for (int32_t i = 0; i < count; i++)
-        memcpy(to + (size_t)i * (size_t)width, from + (size_t)rows[i] * (size_t)width, (size_t)width * sizeof *to);
+    return train->level;
 }
 
-/* The attention block. `below` (M, d) is added to a->x first, unless NULL: a layer's feed-forward output and the
- * residual stream under it come together in the next layer's norm. Leaves the output projection, without the residual
- * added, in a->mid for the inner rows; returns the residual rows that are to be added to it. */
-static const float *forward_attention(struct train *t, int32_t layer, const float *below)
+/* --- forward ----------------------------------------------------------------------------------------------------- */
+
+/* The attention block. below is added to a->x first: a layer's feed-forward output and the residual stream under it
+ * come together in the next layer's norm. Leaves the output projection, without the residual added, in a->mid for the
+ * inner rows. */
+struct rows train_forward_attention(struct train *t, int32_t layer, struct rows below)
 {
     const struct compute *c = &t->compute;
-    const struct model_config *config = &c->model->config;
-    const struct batch *b = t->batch;
+    const struct model_config *config = c->config;
+    struct backend *be = c->be;
     const struct attention_shape shape = layer_attention_shape(config);
-    const struct segments segments = {b->examples, b->offsets};
     struct activations *a = train_layer(t, layer);
-    const bool top = layer == config->layer_count - 1;
-    c->ops->rmsnorm_forward(&c->run, b->tokens, config->d_model, config->norm_eps,
-                            model_gain(&c->model->layers[layer].attn_norm), a->x, below, t->xn, a->rstd1);
-    group_forward(c, layer, GROUP_QKV, b->tokens, t->xn, (float *const[]){a->q, a->k, a->v}, a->h[GROUP_QKV]);
-    layer_rope(c, b->tokens, b->positions, false, a->q, a->k);
-    c->ops->attention_forward(&c->run, &shape, &segments, a->q, a->k, a->v, a->o, a->lse);
-    if (!top) {
-        group_forward(c, layer, GROUP_O, b->tokens, a->o, (float *const[]){a->mid}, a->h[GROUP_O]);
+    be->ops->norm_forward(be, t->rows, config->d_model, config->norm_eps, c->placed->layers[layer].attn_norm, a->x,
+                          below, a->xn1, a->rstd1);
+    group_forward(c, layer, GROUP_QKV, t->rows, a->xn1, (const struct rows[]){a->q, a->k, a->v}, a->h[GROUP_QKV]);
+    layer_rope(c, t->rows, t->batch_arrays.positions, false, a->q, a->k);
+    be->ops->attention_forward(be, &shape, &t->tokens, t->rows, a->q, a->k, a->v, a->o, a->lse);
+    if (layer < config->layer_count - 1) {
+        group_forward(c, layer, GROUP_O, t->rows, a->o, &a->mid, a->h[GROUP_O]);
         return a->x;
     }
-    gather_rows(b->label_rows, b->labels, shape.heads * shape.head_size, a->o, t->compact);
-    gather_rows(b->label_rows, b->labels, config->d_model, a->x, t->compact_x);
-    group_forward(c, layer, GROUP_O, b->labels, t->compact, (float *const[]){a->mid}, a->h[GROUP_O]);
+    be->ops->gather(be, t->inner_rows, shape.heads * shape.head_size, t->batch_arrays.label_rows, a->o, t->compact);
+    be->ops->gather(be, t->inner_rows, config->d_model, t->batch_arrays.label_rows, a->x, t->compact_x);
+    group_forward(c, layer, GROUP_O, t->inner_rows, t->compact, &a->mid, a->h[GROUP_O]);
     return t->compact_x;
 }
 
-/* The feed-forward block of `rows` inner rows; out (rows, d) is its output without the residual (a->mid) added. */
-static void forward_feed(struct train *t, int32_t layer, int32_t rows, const float *residual, float *out)
+void train_forward_gate(struct train *t, int32_t layer, int32_t rows, struct rows residual)
 {
     const struct compute *c = &t->compute;
-    const struct model_config *config = &c->model->config;
+    struct backend *be = c->be;
     struct activations *a = train_layer(t, layer);
-    c->ops->rmsnorm_forward(&c->run, rows, config->d_model, config->norm_eps,
-                            model_gain(&c->model->layers[layer].ffn_norm), a->mid, residual, t->xn, a->rstd2);
-    group_forward(c, layer, GROUP_GATE_UP, rows, t->xn, (float *const[]){a->gate, a->up}, a->h[GROUP_GATE_UP]);
-    c->ops->gated_forward(&c->run, rows, config->d_ff, GATE_SILU, a->gate, a->up, config->d_ff, t->act);
-    group_forward(c, layer, GROUP_DOWN, rows, t->act, (float *const[]){out}, a->h[GROUP_DOWN]);
+    be->ops->norm_forward(be, rows, c->config->d_model, c->config->norm_eps, c->placed->layers[layer].ffn_norm, a->mid,
+                          residual, a->xn2, a->rstd2);
+    group_forward(c, layer, GROUP_GATE_UP, rows, a->xn2, (const struct rows[]){a->gate, a->up}, a->h[GROUP_GATE_UP]);
+    be->ops->gated_forward(be, rows, c->config->d_ff, GATE_SILU, a->gate, a->up, a->act);
 }
 
 /* Fills hidden (labels, d) and what the backward pass needs. */
 static void forward(struct train *t)
 {
     const struct compute *c = &t->compute;
-    const struct model_config *config = &c->model->config;
-    const struct batch *b = t->batch;
+    const struct model_config *config = c->config;
+    struct backend *be = c->be;
     const int32_t top = config->layer_count - 1;
-    const float *below = NULL;
-    c->ops->embed(&c->run, b->tokens, &c->model->token_embd, b->ids, 1.0f, train_layer(t, 0)->x);
+    struct rows below = no_rows;
+    be->ops->embed(be, t->rows, &c->placed->embedding, t->batch_arrays.ids, 1.0f, train_layer(t, 0)->x);
     for (int32_t layer = 0; layer <= top; layer++) {
-        const float *residual = forward_attention(t, layer, below);
-        float *out = layer == top ? t->last : train_layer(t, layer + 1)->x;
-        forward_feed(t, layer, layer == top ? b->labels : b->tokens, residual, out);
-        below = train_layer(t, layer)->mid;
+        const int32_t rows = layer == top ? t->inner_rows : t->rows;
+        struct activations *a = train_layer(t, layer);
+        const struct rows residual = train_forward_attention(t, layer, below);
+        const struct rows out = layer == top ? t->last : train_layer(t, layer + 1)->x;
+        train_forward_gate(t, layer, rows, residual);
+        group_forward(c, layer, GROUP_DOWN, rows, a->act, &out, a->h[GROUP_DOWN]);
+        below = a->mid;
     }
-    c->ops->rmsnorm_forward(&c->run, b->labels, config->d_model, config->norm_eps, model_gain(&c->model->output_norm),
-                            t->last, below, t->hidden, t->rstd_final);
+    be->ops->norm_forward(be, t->inner_rows, config->d_model, config->norm_eps, c->placed->output_norm, t->last, below,
+                          t->hidden, t->rstd_final);
 }
 
-static void head(struct train *t, float *dhidden)
+static void head(struct train *t, struct rows dhidden)
 {
-    const struct compute *c = &t->compute;
-    const struct batch *b = t->batch;
-    const struct labels labels = {b->labels, t->identity, b->label_targets, b->label_weights};
-    c->ops->cross_entropy(&c->run, model_head(c->model), &labels, t->hidden, t->label_losses, dhidden);
-    for (int32_t e = 0; e < b->examples; e++) {
-        const int32_t first = b->label_offsets[e], end = b->label_offsets[e + 1];
-        double sum = 0;
-        for (int32_t i = first; i < end; i++)
-            sum += t->label_losses[i];
-        t->losses[e] = end > first ? sum / (end - first) : 0;
-    }
+    struct backend *be = t->compute.be;
+    const struct placed_labels labels = {t->inner_rows, t->batch_arrays.targets, t->batch_arrays.weights};
+    be->ops->cross_entropy(be, &t->compute.placed->head, &labels, t->hidden, t->losses_dev, dhidden);
 }
+
+/* --- runs -------------------------------------------------------------------------------------------------------- */
 
 static void check_batch(const struct train *t, const struct lora *lora, const struct batch *b)
 {
     assert(b->tokens <= t->options.tokens_max && b->examples <= t->options.examples_max);
     for (int32_t i = 0; i < b->tokens; i++)
-        assert(b->ids[i] >= 0 && b->ids[i] < t->compute.model->config.vocabulary);
+        assert(b->ids[i] >= 0 && b->ids[i] < t->compute.config->vocabulary);
     for (int32_t e = 0; e < b->examples; e++)
         assert(b->offsets[e + 1] - b->offsets[e] <= t->options.example_tokens_max);
     if (!lora)
@@ -271,45 +399,118 @@ static void check_batch(const struct train *t, const struct lora *lora, const st
     const struct lora_config *have = &lora->config, *want = &t->lora_config;
     assert(have->mode == want->mode && have->rank == want->rank && have->targets == want->targets &&
            have->layer_first == want->layer_first && have->layer_count == want->layer_count);
+    assert(t->compute.be->host_memory || lora->backend);
     (void)have;
     (void)want;
 }
 
+/* n rows, padded to one of a few sizes. */
+static int32_t bucket(const struct train *t, int32_t n)
+{
+    const struct backend *be = t->compute.be;
+    const int32_t most = (int32_t)padded(t), step = be->row_multiple > 1 ? backend_rows(be, most / ROW_BUCKETS + 1) : 1;
+    const int32_t up = (n + step - 1) / step * step;
+    return up < most ? up : most;
+}
+
+/* Brings the batch to the device, padded: padding rows hold token 0, no label and weight 0. */
+static void stage(struct train *t, const struct batch *b)
+{
+    struct backend *be = t->compute.be;
+    struct staged *h = &t->host_batch, *d = &t->batch_arrays;
+    const size_t n = padded(t);
+    t->rows = bucket(t, b->tokens);
+    t->inner_rows = bucket(t, b->labels);
+    memset(h->ids, 0, n * sizeof(int32_t));
+    memset(h->positions, 0, n * sizeof(int32_t));
+    memset(h->row_label, 0xff, 2 * n * sizeof(int32_t)); /* −1, label_rows too */
+    memset(h->targets, 0, 2 * n * sizeof(int32_t));      /* weights too */
+    memcpy(h->ids, b->ids, (size_t)b->tokens * sizeof(int32_t));
+    memcpy(h->positions, b->positions, (size_t)b->tokens * sizeof(int32_t));
+    memcpy(h->targets, b->label_targets, (size_t)b->labels * sizeof(int32_t));
+    memcpy(h->weights, b->label_weights, (size_t)b->labels * sizeof(float));
+    for (int32_t i = 0; i < b->labels; i++) {
+        h->label_rows[i] = b->label_rows[i];
+        h->row_label[b->label_rows[i]] = i;
+    }
+    be->ops->upload(be, d->ids, h->ids, 6 * n * sizeof(int32_t));
+    be->ops->segments_set(be, &t->tokens, b->examples, b->offsets);
+    be->ops->segments_set(be, &t->labels, b->examples, b->label_offsets);
+}
+
+static void record_step(void *ctx)
+{
+    struct train *t = ctx;
+    forward(t);
+    head(t, t->dxn);
+    train_backward(t);
+}
+
+static void record_evaluation(void *ctx)
+{
+    struct train *t = ctx;
+    forward(t);
+    head(t, no_rows);
+}
+
+static void run(struct train *t, const struct lora *lora, const struct batch *b, void (*record)(void *ctx))
+{
+    struct backend *be = t->compute.be;
+    const size_t offsets = ((size_t)b->examples + 1) * sizeof *b->label_offsets;
+    memset(t->losses, 0, (size_t)b->examples * sizeof *t->losses);
+    t->scored = b->labels;
+    t->label_offsets_count = b->examples;
+    memcpy(t->label_offsets, b->label_offsets, offsets);
+    if (b->labels == 0)
+        return;
+    t->batch = b;
+    t->compute.lora = lora;
+    stage(t, b);
+    if (lora)
+        load_lora(&t->compute);
+    const uint64_t key[4] = {(uint64_t)t->rows << 32 | (uint64_t)t->inner_rows, record == record_step ? 1 : 2,
+                             lora ? (uint64_t)(uintptr_t)lora->trained : 0,
+                             lora ? (uint64_t)(uintptr_t)lora->frozen : 0};
+    be->ops->run_recorded(be, t->graphs, key, record, t);
+    t->batch = NULL;
+}
+
 void train_run(struct train *train, const struct lora *lora, const struct batch *batch)
 {
+    struct backend *be = train->compute.be;
     const size_t gradients = train->options.per_example ? (size_t)batch->examples : 1;
     assert(lora);
     check_batch(train, lora, batch);
-    memset(train->gradients, 0, gradients * train->gradient_stride * sizeof *train->gradients);
-    for (int32_t e = 0; e < batch->examples; e++)
-        train->losses[e] = 0;
-    if (batch->labels == 0)
-        return;
-    train->batch = batch;
-    train->compute.lora = lora;
-    forward(train);
-    head(train, train->dxn);
-    train_backward(train);
-    train->batch = NULL;
+    be->ops->zero(be, train->gradients, gradients * train->gradient_stride * sizeof *train->gradients);
+    run(train, lora, batch, record_step);
 }
 
 void train_evaluate(struct train *train, const struct lora *lora, const struct batch *batch)
 {
     check_batch(train, lora, batch);
-    for (int32_t e = 0; e < batch->examples; e++)
-        train->losses[e] = 0;
-    if (batch->labels == 0)
-        return;
-    train->batch = batch;
-    train->compute.lora = lora;
-    forward(train);
-    head(train, NULL);
-    train->batch = NULL;
+    run(train, lora, batch, record_evaluation);
 }
 
-double train_loss(const struct train *train, int32_t example)
+/* Fetches the label losses of the last run and means them by example. */
+static void fetch_losses(struct train *t)
+{
+    struct backend *be = t->compute.be;
+    be->ops->download(be, t->label_losses, t->losses_dev, (size_t)t->scored * sizeof *t->label_losses);
+    t->scored = 0;
+    for (int32_t e = 0; e < t->label_offsets_count; e++) {
+        const int32_t first = t->label_offsets[e], end = t->label_offsets[e + 1];
+        double sum = 0;
+        for (int32_t i = first; i < end; i++)
+            sum += t->label_losses[i];
+        t->losses[e] = end > first ? sum / (end - first) : 0;
+    }
+}
+
+double train_loss(struct train *train, int32_t example)
 {
     assert(example >= 0 && example < train->options.examples_max);
+    if (train->scored > 0)
+        fetch_losses(train);
     return train->losses[example];
 }
 
@@ -317,4 +518,9 @@ float *train_gradient(struct train *train, int32_t example)
 {
     assert(example >= 0 && example < (train->options.per_example ? train->options.examples_max : 1));
     return train->gradients + (size_t)example * train->gradient_stride;
+}
+
+size_t train_gradient_stride(const struct train *train)
+{
+    return train->gradient_stride;
 }

@@ -97,9 +97,7 @@ int command_eval(struct cli *cli, struct error *err)
         rc = adapter_import(adapter, &site.model.config, LORA_JOINT, &lora, err);
     else if (!base)
         rc = load_in_use(config, &site, &lora, &version, err);
-    options.ops = site.ops;
-    options.pool = site.pool;
-    options.precision = site.precision;
+    options.backend = site.backend;
     options.records_max = (size_t)records;
     if (rc == 0 &&
         (rc = evaluate(&options, &site.model, site.tokenizer, base ? NULL : &lora, data, &result, err)) == 0) {
@@ -239,10 +237,9 @@ static int train_rounds(struct local_parts *p, const struct job_plan *plan, stru
 {
     struct local_run run = {.rounds = plan->rounds};
     struct trainer_progress progress = {train_progress, &run};
-    struct trainer_options options = {.ops = p->site.ops,
-                                      .pool = p->site.pool,
-                                      .precision = p->site.precision,
-                                      .tokens_max = (int32_t)config_int(p->config, "device.batch_tokens"),
+    struct trainer_options options = {.backend = p->site.backend,
+                                      .threads = p->site.threads,
+                                      .tokens_max = site_batch_tokens(&p->site),
                                       .example_tokens_max = (int32_t)plan->train.max_len,
                                       .optimizer = p->local.optimizer,
                                       .decay = p->local.decay,

@@ -127,7 +127,7 @@ static int open_parts(struct daemon_parts *d, struct cli *cli, struct error *err
         (rc = journal_open(&d->journal, path, &clock_system, false, err)) < 0)
         return rc;
     journal_event(d->journal, "started",
-                  json_pack("{s:s,s:s}", "site", config_string(d->config, "site"), "kernels", d->site.ops->name));
+                  json_pack("{s:s,s:s}", "site", config_string(d->config, "site"), "kernels", d->site.backend->name));
     if (config_is_set(d->config, "serve.listen")) {
         struct serve_options serve = {.site = &d->site,
                                       .slot = &d->slot,
@@ -264,7 +264,7 @@ int command_preflight(struct cli *cli, struct error *err)
     add_check(rows, "identity and roster", rc, &e, config_string(config, "site"));
     worst = worst ? worst : rc;
     rc = site_open(&site, config, &e);
-    add_check(rows, "model", rc, &e, rc == 0 ? site.ops->name : "");
+    add_check(rows, "model", rc, &e, rc == 0 ? site.backend->name : "");
     worst = worst ? worst : rc;
     if (rc == 0) {
         rc = check_data(&site, config, detail, sizeof detail, &e);

@@ -16,14 +16,23 @@ static const struct config_key keys[] = {
     {"model.path", CONFIG_PATH, .required = true, .example = "SmolLM2-135M-Instruct.Q4_1.gguf",
      .help = "Base model, a GGUF file. Jobs name its SHA-256."},
 
+    {"device.kind", CONFIG_STRING, .text = "auto", .max = 16,
+     .help = "Where to compute: auto (an NVIDIA card if one can be used, the CPU otherwise), cpu, cuda or cuda:N."},
+    {"device.memory_limit_mb", CONFIG_INT, .text = "0", .min = 0, .max = 1048576, .unit = "MB",
+     .help = "Most memory of the card for each of training and answering. 0: what it has free."},
+    {"device.quantise_kv", CONFIG_BOOL, .text = "false",
+     .help = "On a card, keep a conversation's keys and values as 8-bit integers: half the memory, answers a little "
+             "less exact."},
     {"device.threads", CONFIG_INT, .text = "1", .min = 1, .max = 256, .unit = "threads",
      .help = "Threads for training and answering."},
     {"device.instructions", CONFIG_ENUM, .text = "auto", .choices = "auto|scalar|avx2|avx512|avx512-bf16",
      .help = "Best instruction set to use; auto takes what the CPU has."},
     {"device.precision", CONFIG_ENUM, .text = "bf16", .choices = "bf16|f32",
      .help = "What products with frozen weights multiply in where the CPU can; sums are always 32-bit."},
-    {"device.batch_tokens", CONFIG_INT, .text = "512", .min = 16, .max = 65536, .unit = "tokens",
-     .help = "Rows of a micro-batch; bounds the memory of a training step, never its result."},
+    {"device.batch_tokens", CONFIG_INT, .text = "0", .min = 0, .max = 65536, .unit = "tokens",
+     .help =
+         "Rows of a micro-batch; bounds the memory of a training step, never its result. 0: 512 on the CPU, 16384 on "
+         "a card, or as many as its memory allows."},
 
     {"data.path", CONFIG_PATH, .example = "records.jsonl",
      .help = "Training records, JSON lines {\"messages\": [...]}. A site without it evaluates and serves only."},

@@ -21,6 +21,72 @@ static int choose_kernels(struct site *site, const struct config *config, struct
     return pool_new(site->threads, &site->pool, err);
 }
 
+static int cuda_backend(const struct site *site, int ordinal, struct backend **ret_backend, struct error *err)
+{
+    const struct backend_cuda_options options = {
+        .device = ordinal,
+        .precision = site->precision,
+        .memory_limit_bytes = (size_t)config_int(site->config, "device.memory_limit_mb") << 20,
+        .quantise_kv = config_bool(site->config, "device.quantise_kv"),
+    };
+    return backend_cuda_new(&options, ret_backend, err);
+}
+
+/* auto, cpu, cuda or cuda:N. */
+static int parse_kind(const struct config *config, bool *ret_cuda, bool *ret_required, int *ret_ordinal,
+                      struct error *err)
+{
+    const char *kind = config_string(config, "device.kind");
+    char *end = NULL;
+
+    *ret_ordinal = 0;
+    *ret_cuda = strcmp(kind, "cpu") != 0;
+    *ret_required = *ret_cuda && strcmp(kind, "auto") != 0;
+    if (!*ret_required || strcmp(kind, "cuda") == 0)
+        return 0;
+    long ordinal = strncmp(kind, "cuda:", 5) == 0 && kind[5] >= '0' && kind[5] <= '9' ? strtol(kind + 5, &end, 10) : -1;
+    if (ordinal < 0 || ordinal > 255 || *end)
+        return config_fail(config, "device.kind", err, "%s: expected auto, cpu, cuda or cuda:N (N a device number)",
+                           kind);
+    *ret_ordinal = (int)ordinal;
+    return 0;
+}
+
+static int open_device(struct site *site, const struct config *config, struct error *err)
+{
+    bool cuda, required;
+    struct error why = {0};
+    int rc = parse_kind(config, &cuda, &required, &site->cuda_ordinal, err);
+
+    if (rc < 0)
+        return rc;
+    if (cuda) {
+        rc = cuda_backend(site, site->cuda_ordinal, &site->backend, &why);
+        site->cuda = rc == 0;
+        if (rc == 0) {
+            log_info(&log_site, "computing on %s", site->backend->name);
+            return 0;
+        }
+        if (required)
+            return config_fail(config, "device.kind", err, "%s", why.message);
+        log_debug(&log_site, "computing on the CPU: %s", why.message);
+    }
+    return backend_cpu_new(site->ops, site->pool, site->precision, &site->backend, err);
+}
+
+int site_backend_new(const struct site *site, struct pool *pool, struct backend **ret_backend, struct error *err)
+{
+    if (site->cuda)
+        return cuda_backend(site, site->cuda_ordinal, ret_backend, err);
+    return backend_cpu_new(site->ops, pool, site->precision, ret_backend, err);
+}
+
+int32_t site_batch_tokens(const struct site *site)
+{
+    const int64_t tokens = config_int(site->config, "device.batch_tokens");
+    return tokens > 0 ? (int32_t)tokens : site->cuda ? 16384 : 512;
+}
+
 int site_open(struct site *ret_site, const struct config *config, struct error *err)
 {
     struct site site = {.config = config};
@@ -32,6 +98,8 @@ int site_open(struct site *ret_site, const struct config *config, struct error *
     if ((rc = gguf_open(path, &site.gguf, err)) == 0 && (rc = gguf_load_model(site.gguf, &site.model, err)) == 0 &&
         (rc = tokenizer_new(site.gguf, &site.tokenizer, err)) == 0 && (rc = chat_check(site.tokenizer, err)) == 0)
         rc = choose_kernels(&site, config, err);
+    if (rc == 0)
+        rc = open_device(&site, config, err);
     if (rc < 0) {
         site_release(&site);
         return rc;
@@ -45,6 +113,7 @@ void site_release(struct site *site)
 {
     if (!site)
         return;
+    backend_free(site->backend);
     pool_free(site->pool);
     tokenizer_free(site->tokenizer);
     gguf_close(site->gguf);

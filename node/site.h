@@ -8,6 +8,7 @@
 #define NODE_SITE_H
 
 #include "crypto/hash.h"
+#include "kernels/backend.h"
 #include "model/formats/dataset.h"
 #include "model/formats/gguf.h"
 #include "model/model.h"
@@ -19,15 +20,27 @@ struct site {
     struct model model;
     struct tokenizer *tokenizer;
     uint8_t base_hash[HASH_SIZE];
-    const struct kernel_ops *ops;
+    const struct kernel_ops *ops; /* of the CPU */
     enum kernel_precision precision;
     int threads;
     struct pool *pool;
+    bool cuda; /* device.kind was resolved to a card: */
+    int cuda_ordinal;
+    struct backend *backend; /* the training thread's */
 };
 
-/* ERR_CONFIG, ERR_INTEGRITY (the file is malformed; names the field), ERR_RESOURCES. */
+/* device.kind auto takes the first card if there is one that can be used, and says in the log why not; cuda:N must be
+ * there (ERR_CONFIG with the reason otherwise). ERR_CONFIG, ERR_INTEGRITY (the file is malformed; names the field),
+ * ERR_RESOURCES. */
 int MUST_USE site_open(struct site *ret_site, const struct config *config, struct error *err);
 void site_release(struct site *site); /* accepts NULL and zeroed */
+
+/* Another backend on the same device, for another thread; pool: its CPU threads, borrowed. Free before the site. */
+int MUST_USE site_backend_new(const struct site *site, struct pool *pool, struct backend **ret_backend,
+                              struct error *err);
+
+/* Rows of a micro-batch: device.batch_tokens, or what suits the device. */
+int32_t site_batch_tokens(const struct site *site);
 
 /* Reads a JSONL file with this site's tokenizer; says on stderr how many lines were not used, and why. system_message:
  * "default", "none", or the text itself (a job's train.system). */

@@ -1,6 +1,11 @@
 /* Output head and cross entropy, over chunks of label rows so that the logits never exist for the whole batch. */
 #include "kernels/cpu/simd.h"
 
+static int32_t label_row(const struct labels *labels, int32_t i)
+{
+    return labels->rows ? labels->rows[i] : i;
+}
+
 struct job {
     const struct labels *labels;
     int32_t first, vocabulary;
@@ -55,7 +60,8 @@ void ISA(cross_entropy)(const struct kernel_run *run, const struct tensor *w, co
     for (int32_t first = 0; first < labels->count; first += chunk) {
         int32_t count = labels->count - first < chunk ? labels->count - first : chunk;
         for (int32_t i = 0; i < count; i++)
-            memcpy(rows + (ptrdiff_t)i * in, x + (ptrdiff_t)labels->rows[first + i] * in, (size_t)in * sizeof(float));
+            memcpy(rows + (ptrdiff_t)i * in, x + (ptrdiff_t)label_row(labels, first + i) * in,
+                   (size_t)in * sizeof(float));
         ISA(linear_forward)(&inner, count, w, NULL, rows, logits, false);
         struct job j = {.labels = labels,
                         .first = first,
@@ -68,6 +74,7 @@ void ISA(cross_entropy)(const struct kernel_run *run, const struct tensor *w, co
             continue;
         ISA(linear_backward)(&inner, count, w, logits, rows, false);
         for (int32_t i = 0; i < count; i++)
-            memcpy(dx + (ptrdiff_t)labels->rows[first + i] * in, rows + (ptrdiff_t)i * in, (size_t)in * sizeof(float));
+            memcpy(dx + (ptrdiff_t)label_row(labels, first + i) * in, rows + (ptrdiff_t)i * in,
+                   (size_t)in * sizeof(float));
     }
 }

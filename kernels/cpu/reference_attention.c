@@ -115,7 +115,8 @@ void reference_cross_entropy(const struct kernel_run *run, const struct tensor *
     float *row = scratch_take(&next, end, in * sizeof(float));
     float *z = scratch_take(&next, end, vocabulary * sizeof(float));
     for (int32_t l = 0; l < labels->count; l++) {
-        const float *hidden = x + (size_t)labels->rows[l] * in;
+        const size_t at = (size_t)(labels->rows ? labels->rows[l] : l) * in;
+        const float *hidden = x + at;
         float top = -INFINITY, sum = 0;
         for (size_t o = 0; o < vocabulary; o++) {
             tensor_dequantise(w->type, tensor_row(w, (int32_t)o), in, row);
@@ -127,7 +128,7 @@ void reference_cross_entropy(const struct kernel_run *run, const struct tensor *
         losses[l] = top - z[labels->targets[l]] + logf(sum);
         if (!dx)
             continue;
-        float *to = dx + (size_t)labels->rows[l] * in, weight = labels->weights ? labels->weights[l] : 1.0f;
+        float *to = dx + at, weight = labels->weights ? labels->weights[l] : 1.0f;
         memset(to, 0, in * sizeof(float));
         for (size_t o = 0; o < vocabulary; o++) {
             float d = weight * (expf(z[o] - top) / sum - (o == (size_t)labels->targets[l] ? 1.0f : 0.0f));

@@ -65,10 +65,9 @@ static int check_consent(const struct federation *f, const struct job_plan *plan
 
 static int make_trainer(struct federation *f, struct job_runtime *job, struct error *err)
 {
-    struct trainer_options options = {.ops = f->site->ops,
-                                      .pool = f->site->pool,
-                                      .precision = f->site->precision,
-                                      .tokens_max = (int32_t)config_int(f->config, "device.batch_tokens"),
+    struct trainer_options options = {.backend = f->site->backend,
+                                      .threads = f->site->threads,
+                                      .tokens_max = site_batch_tokens(f->site),
                                       .example_tokens_max = (int32_t)job->plan.train.max_len,
                                       .optimizer = job->local.optimizer,
                                       .decay = job->local.decay,

@@ -2,6 +2,7 @@
 
 #include "crypto/random.h"
 #include "model/infer.h"
+#include "model/placed.h"
 
 /*
  * A prompt is computed in pieces that begin at multiples of this, and only whole pieces of an earlier prompt are
@@ -18,6 +19,8 @@ struct answerer {
     const struct rng *rng;
     const struct clock *clock;
     struct pool *pool;
+    struct backend *backend; /* its own: answering and training are two threads */
+    struct lora lora;        /* the factors of computed_with on the backend */
     struct infer *infer;
     struct kv_cache *cache;
     struct served_adapter *computed_with; /* a reference: the adapter of the cache's keys and values; NULL: none */
@@ -32,7 +35,7 @@ struct run {
     struct answerer *a;
     const struct answer_request *request;
     struct answer *answer;
-    const struct lora *lora; /* of the reference that the run holds; NULL: the base model */
+    const struct lora *lora; /* the answerer's, of the reference that the run holds; NULL: the base model */
     struct sampler sampler;
     struct random_stream random;
     struct token_stream stream;
@@ -53,16 +56,13 @@ int answerer_new(struct answerer **ret_answerer, const struct site *site, int32_
     a->clock = clock;
     a->context = context_tokens < m->context_length ? context_tokens : m->context_length;
     a->prompt.max = (size_t)a->context - 1; /* room for one token of an answer */
-    if ((rc = pool_new(site->threads, &a->pool, err)) < 0)
+    if ((rc = pool_new(site->threads, &a->pool, err)) < 0 ||
+        (rc = site_backend_new(site, a->pool, &a->backend, err)) < 0)
         goto out;
-    struct infer_options options = {.ops = site->ops,
-                                    .pool = a->pool,
-                                    .precision = site->precision,
-                                    .rows_max = PROMPT_PIECE,
-                                    .context_max = a->context,
-                                    .rank_max = LORA_RANK_MAX};
+    struct infer_options options = {
+        .backend = a->backend, .rows_max = PROMPT_PIECE, .context_max = a->context, .rank_max = LORA_RANK_MAX};
     if ((rc = infer_new(&options, &site->model, &a->infer, err)) < 0 ||
-        (rc = kv_cache_new(&site->model, a->context, &a->cache, err)) < 0)
+        (rc = kv_cache_new(a->backend, &site->model, a->context, &a->cache, err)) < 0)
         goto out;
     a->logits = calloc((size_t)m->vocabulary, sizeof *a->logits);
     if (!a->logits) {
@@ -82,6 +82,8 @@ void answerer_free(struct answerer *a)
         return;
     kv_cache_free(a->cache);
     infer_free(a->infer);
+    lora_unplace(&a->lora);
+    backend_free(a->backend);
     pool_free(a->pool);
     served_adapter_drop(a->computed_with);
     token_list_release(&a->prompt);
@@ -153,20 +155,32 @@ static bool proceed(const struct run *r)
     return !r->request->proceed || r->request->proceed(r->request->ctx);
 }
 
+/* Brings an adapter's factors to where they are multiplied; what was computed with another one is stale. */
+static int change_adapter(struct answerer *a, struct served_adapter *adapter, struct error *err)
+{
+    if (a->computed_with == adapter)
+        return 0;
+    lora_unplace(&a->lora);
+    served_adapter_drop(a->computed_with);
+    a->computed_with = NULL;
+    a->reusable = 0;
+    if (!adapter)
+        return 0;
+    int rc = lora_place(&a->lora, &adapter->lora, a->backend, err);
+    if (rc < 0)
+        return rc;
+    a->computed_with = adapter;
+    adapter->references++;
+    return 0;
+}
+
 /* Cuts the cache back to what this prompt shares with it; returns how many tokens that are. */
-static int32_t reuse(struct answerer *a, struct served_adapter *adapter)
+static int32_t reuse(struct answerer *a)
 {
     int32_t shared = kv_cache_common(a->cache, a->prompt.ids, (int32_t)a->prompt.count);
 
     shared = shared < a->reusable ? shared : a->reusable;
     shared -= shared % PROMPT_PIECE;
-    if (a->computed_with != adapter) {
-        shared = 0;
-        served_adapter_drop(a->computed_with);
-        a->computed_with = adapter;
-        if (adapter)
-            adapter->references++;
-    }
     kv_cache_truncate(a->cache, shared);
     a->reusable = shared;
     return shared;
@@ -177,14 +191,18 @@ static int compute_prompt(struct run *r, struct served_adapter *adapter, bool *r
 {
     struct answerer *a = r->a;
     const int32_t count = (int32_t)a->prompt.count;
-    int32_t next = reuse(a, adapter);
+    int rc = change_adapter(a, adapter, err);
     bool going;
 
+    if (rc < 0)
+        return rc;
+    r->lora = adapter ? &a->lora : NULL;
+    int32_t next = reuse(a);
     r->answer->reused_tokens = next;
     while ((going = proceed(r)) && next < count) {
         int32_t n = count - next < PROMPT_PIECE ? count - next : PROMPT_PIECE;
         struct infer_extend item = {a->cache, a->prompt.ids + next, n};
-        int rc = infer_extend(a->infer, r->lora, &item, 1, err);
+        rc = infer_extend(a->infer, r->lora, &item, 1, err);
         if (rc < 0)
             return rc;
         next += n;
@@ -330,7 +348,7 @@ int answerer_run(struct answerer *a, struct slot *slot, const struct answer_requ
 {
     struct served_adapter *adapter = slot ? slot_take(slot) : NULL;
     struct answer answer = {.source = source_of(adapter)};
-    struct run r = {.a = a, .request = request, .answer = &answer, .lora = adapter ? &adapter->lora : NULL};
+    struct run r = {.a = a, .request = request, .answer = &answer};
     int rc;
 
     assert(request->message_count > 0 && request->stop_count <= ANSWER_STOPS_MAX);

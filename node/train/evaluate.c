@@ -1,5 +1,7 @@
 #include "node/train/evaluate.h"
 
+#include "model/placed.h"
+
 #define BATCH_PROMPTS 8 /* prompts computed and scored in one packed pass */
 #define ROWS_MAX 512
 
@@ -7,7 +9,8 @@ struct evaluation {
     const struct evaluate_options *options;
     const struct model *model;
     const struct tokenizer *tokenizer;
-    const struct lora *lora;
+    const struct lora *lora; /* on the backend; NULL: the base model */
+    struct lora placed;
     const struct dataset *data;
     size_t records;
     struct infer *infer;
@@ -29,6 +32,7 @@ static void release(struct evaluation *e)
         kv_cache_free(e->caches[i]);
     kv_cache_free(e->prefix);
     infer_free(e->infer);
+    lora_unplace(&e->placed);
     free(e->candidates);
     free(e->logits);
 }
@@ -37,11 +41,8 @@ static int prepare(struct evaluation *e, struct error *err)
 {
     const struct dataset_report *report = dataset_report(e->data);
     int32_t context = (int32_t)report->longest;
-    struct infer_options options = {.ops = e->options->ops,
-                                    .pool = e->options->pool,
-                                    .precision = e->options->precision,
-                                    .rows_max = ROWS_MAX,
-                                    .rank_max = e->lora ? e->lora->config.rank : 0};
+    struct infer_options options = {
+        .backend = e->options->backend, .rows_max = ROWS_MAX, .rank_max = e->lora ? e->lora->config.rank : 0};
     int rc;
 
     for (size_t a = 0; a < dataset_answer_count(e->data); a++)
@@ -57,9 +58,9 @@ static int prepare(struct evaluation *e, struct error *err)
     if ((rc = infer_new(&options, e->model, &e->infer, err)) < 0)
         return rc;
     for (size_t i = 0; i < BATCH_PROMPTS; i++)
-        if ((rc = kv_cache_new(e->model, context, &e->caches[i], err)) < 0)
+        if ((rc = kv_cache_new(e->options->backend, e->model, context, &e->caches[i], err)) < 0)
             return rc;
-    if ((rc = kv_cache_new(e->model, context, &e->prefix, err)) < 0)
+    if ((rc = kv_cache_new(e->options->backend, e->model, context, &e->prefix, err)) < 0)
         return rc;
     e->candidates = calloc((size_t)BATCH_PROMPTS * DATASET_ANSWERS_MAX, sizeof *e->candidates);
     e->logits = malloc(sizeof *e->logits * (size_t)e->model->config.vocabulary);
@@ -246,7 +247,7 @@ static size_t majority(const struct evaluation *e)
 int evaluate(const struct evaluate_options *options, const struct model *model, const struct tokenizer *tokenizer,
              const struct lora *lora, const struct dataset *data, struct evaluate_result *ret_result, struct error *err)
 {
-    struct evaluation e = {.options = options, .model = model, .tokenizer = tokenizer, .lora = lora, .data = data};
+    struct evaluation e = {.options = options, .model = model, .tokenizer = tokenizer, .data = data};
     struct evaluate_result result = {.answers = dataset_answer_count(data)};
     int rc;
 
@@ -255,6 +256,9 @@ int evaluate(const struct evaluate_options *options, const struct model *model, 
         e.records = options->records_max;
     result.records = e.records;
     result.majority = majority(&e);
+    if (lora && (rc = lora_place(&e.placed, lora, options->backend, err)) < 0)
+        return rc;
+    e.lora = lora ? &e.placed : NULL;
     if ((rc = prepare(&e, err)) == 0)
         rc = compute_prefix(&e, err);
     for (size_t first = 0; rc == 0 && first < e.records; first += BATCH_PROMPTS) {

@@ -13,9 +13,7 @@
 #include "model/infer.h"
 
 struct evaluate_options {
-    const struct kernel_ops *ops;
-    struct pool *pool;
-    enum kernel_precision precision;
+    struct backend *backend;
     size_t records_max;        /* so many, evenly spaced over the file; 0: all */
     int32_t answer_tokens_max; /* of a greedy answer */
     void (*progress)(void *ctx, size_t done, size_t total);
@@ -30,7 +28,7 @@ struct evaluate_result {
     double mean_nll; /* nats per answer token of the right answer; 0 for greedy */
 };
 
-/* lora NULL: the base model. ERR_RESOURCES. */
+/* lora: of host memory; NULL: the base model. ERR_RESOURCES. */
 int MUST_USE evaluate(const struct evaluate_options *options, const struct model *model,
                       const struct tokenizer *tokenizer, const struct lora *lora, const struct dataset *data,
                       struct evaluate_result *ret_result, struct error *err);

@@ -1,9 +1,9 @@
 #include "node/train/trainer.h"
 
 #include "crypto/random.h"
+#include "model/placed.h"
+#include "privacy/noise_vector.h"
 #include "privacy/sampler.h"
-
-#include <math.h>
 
 #define EXAMPLES_PER_MICRO_BATCH 64
 
@@ -11,12 +11,15 @@ struct trainer {
     struct trainer_options options;
     const struct dataset *data;
     size_t count; /* trained floats */
+    struct backend *be;
+    struct placed_model *placed;
+    struct lora lora; /* on the backend */
     struct train *train;
     struct batch batch;
     struct optimizer optimizer;
     uint32_t *sample; /* (units) indices */
-    int64_t *sum;     /* (count) grid units */
-    float *gradient;  /* (count) */
+    int64_t *sum;     /* dev (count) grid units */
+    float *gradient;  /* dev (count) */
 };
 
 static bool private_mode(const struct trainer *t)
@@ -31,24 +34,69 @@ void trainer_free(struct trainer *t)
     train_free(t->train);
     batch_release(&t->batch);
     optimizer_release(&t->optimizer);
+    lora_unplace(&t->lora);
+    placed_model_free(t->placed);
+    if (t->be) {
+        t->be->ops->release(t->be, t->sum);
+        t->be->ops->release(t->be, t->gradient);
+    }
     free(t->sample);
-    free(t->sum);
-    free(t->gradient);
     free(t);
+}
+
+/* The step's memory; where the device has too little of it, with smaller micro-batches, down to the longest example. */
+static int fit_train(struct trainer *t, const struct model *model, const struct lora *lora, struct error *err)
+{
+    const struct trainer_options *o = &t->options;
+    struct train_options options = {.backend = t->be,
+                                    .placed = t->placed,
+                                    .tokens_max =
+                                        o->tokens_max > o->example_tokens_max ? o->tokens_max : o->example_tokens_max,
+                                    .examples_max = EXAMPLES_PER_MICRO_BATCH,
+                                    .example_tokens_max = o->example_tokens_max,
+                                    .per_example = o->plan.mode != DP_NONE || o->plan.clip > 0,
+                                    .noise = o->plan.mode != DP_NONE,
+                                    .checkpoint_level = t->be->host_memory ? 0 : TRAIN_LEVEL_AUTO};
+    for (;;) {
+        if (options.examples_max > options.tokens_max)
+            options.examples_max = options.tokens_max;
+        int rc = train_new(&options, model, lora, &t->train, err);
+        if (rc != ERR_RESOURCES || t->be->host_memory ||
+            (options.tokens_max == o->example_tokens_max && options.examples_max == 1)) {
+            t->options.tokens_max = options.tokens_max;
+            return rc < 0 ? rc : batch_init(&t->batch, options.tokens_max, options.examples_max, err);
+        }
+        options.tokens_max =
+            options.tokens_max / 2 > o->example_tokens_max ? options.tokens_max / 2 : o->example_tokens_max;
+        options.examples_max = options.examples_max > 1 ? options.examples_max / 2 : 1;
+    }
+}
+
+static int allocate(struct trainer *t, const struct model *model, const struct lora *lora, struct error *err)
+{
+    const size_t units = dataset_count(t->data) ? dataset_count(t->data) : 1;
+    void *sum = NULL, *gradient = NULL;
+    int rc;
+
+    t->sample = malloc(sizeof *t->sample * units);
+    if (!t->sample)
+        return error_set(err, ERR_RESOURCES, "out of memory for a sample of %zu records", units);
+    if ((rc = placed_model_new(t->be, model, lora->config.rank, &t->placed, err)) < 0 ||
+        (rc = lora_place(&t->lora, lora, t->be, err)) < 0 ||
+        (rc = t->be->ops->alloc(t->be, t->count * sizeof *t->sum, &sum, err)) < 0)
+        return rc;
+    t->sum = sum;
+    if ((rc = t->be->ops->alloc(t->be, t->count * sizeof *t->gradient, &gradient, err)) < 0)
+        return rc;
+    t->gradient = gradient;
+    if ((rc = optimizer_init(&t->optimizer, &t->options.optimizer, t->be, t->count, err)) < 0)
+        return rc;
+    return fit_train(t, model, lora, err);
 }
 
 int trainer_new(const struct trainer_options *options, const struct model *model, const struct lora *lora,
                 const struct dataset *data, struct trainer **ret_trainer, struct error *err)
 {
-    int32_t tokens_max =
-        options->tokens_max > options->example_tokens_max ? options->tokens_max : options->example_tokens_max;
-    struct train_options train_options = {.ops = options->ops,
-                                          .pool = options->pool,
-                                          .precision = options->precision,
-                                          .tokens_max = tokens_max,
-                                          .examples_max = EXAMPLES_PER_MICRO_BATCH,
-                                          .example_tokens_max = options->example_tokens_max,
-                                          .per_example = options->plan.mode != DP_NONE || options->plan.clip > 0};
     struct trainer *t = calloc(1, sizeof *t);
     int rc;
 
@@ -57,15 +105,8 @@ int trainer_new(const struct trainer_options *options, const struct model *model
     t->options = *options;
     t->data = data;
     t->count = lora->trained_count;
-    t->sample = malloc(sizeof *t->sample * (dataset_count(data) ? dataset_count(data) : 1));
-    t->sum = calloc(t->count, sizeof *t->sum);
-    t->gradient = calloc(t->count, sizeof *t->gradient);
-    if (!t->sample || !t->sum || !t->gradient)
-        rc = error_set(err, ERR_RESOURCES, "out of memory for %zu trained parameters", t->count);
-    else if ((rc = train_new(&train_options, model, lora, &t->train, err)) == 0 &&
-             (rc = batch_init(&t->batch, tokens_max, EXAMPLES_PER_MICRO_BATCH, err)) == 0)
-        rc = optimizer_init(&t->optimizer, &options->optimizer, t->count, err);
-    if (rc < 0) {
+    t->be = options->backend;
+    if ((rc = allocate(t, model, lora, err)) < 0) {
         trainer_free(t);
         return rc;
     }
@@ -73,63 +114,63 @@ int trainer_new(const struct trainer_options *options, const struct model *model
     return 0;
 }
 
+int32_t trainer_tokens_max(const struct trainer *t)
+{
+    return t->options.tokens_max;
+}
+
 /* Adds what the micro-batch's examples contribute: integers under DP, floats otherwise. */
 static void accumulate(struct trainer *t)
 {
-    const struct kernel_ops *ops = t->options.ops;
-    const struct kernel_run run = {.pool = t->options.pool};
-    const struct clip_params clip = {.clip = t->options.plan.clip,
-                                     .grid = private_mode(t) ? dp_plan_grid(&t->options.plan) : 0};
+    const struct backend_ops *ops = t->be->ops;
+    const size_t stride = train_gradient_stride(t->train);
+    const double clip = t->options.plan.clip;
 
-    if (!private_mode(t) && !(t->options.plan.clip > 0)) {
-        ops->add(&run, t->count, train_gradient(t->train, 0), t->gradient);
-        return;
+    if (private_mode(t)) {
+        const struct clip_params params = {.clip = clip, .grid = dp_plan_grid(&t->options.plan)};
+        ops->clip_accumulate(t->be, t->count, t->batch.examples, train_gradient(t->train, 0), stride, &params, t->sum,
+                             NULL);
+    } else if (clip > 0) {
+        ops->clip_add(t->be, t->count, t->batch.examples, train_gradient(t->train, 0), stride, clip, t->gradient);
+    } else {
+        ops->add(t->be, t->count, train_gradient(t->train, 0), t->gradient);
     }
-    for (int32_t e = 0; e < t->batch.examples; e++) {
-        float *g = train_gradient(t->train, e);
-        if (private_mode(t)) {
-            struct clip_result result;
-            ops->clip_accumulate(t->count, g, &clip, t->sum, &result);
-        } else {
-            double norm = 0;
-            for (size_t i = 0; i < t->count; i++)
-                norm += (double)g[i] * g[i];
-            norm = sqrt(norm);
-            if (!isfinite(norm))
-                continue;
-            for (size_t i = 0; i < t->count; i++)
-                t->gradient[i] += norm > clip.clip ? (float)(g[i] * (clip.clip / norm)) : g[i];
-        }
-    }
+}
+
+/* A device draws the step's noise while it computes the step; the CPU draws it at the end. */
+static void begin_noise(struct trainer *t, struct noise_source *noise)
+{
+    if (private_mode(t) && t->be->ops->noise_begin)
+        t->be->ops->noise_begin(t->be, noise->key, noise_source_take(noise), &noise->gaussian, t->count);
 }
 
 /* Noise, then the mean over the declared q·N: what the optimizer sees. */
-static void finish_step(struct trainer *t, struct noise *noise)
+static void finish_step(struct trainer *t, struct noise_source *noise)
 {
-    double denominator = dp_plan_denominator(&t->options.plan);
+    const double denominator = dp_plan_denominator(&t->options.plan);
 
-    if (private_mode(t)) {
-        double scale = 1.0 / (dp_plan_grid(&t->options.plan) * denominator);
-        noise_add(noise, t->sum, t->count);
-        for (size_t i = 0; i < t->count; i++)
-            t->gradient[i] = (float)((double)t->sum[i] * scale);
-    } else {
-        for (size_t i = 0; i < t->count; i++)
-            t->gradient[i] = (float)(t->gradient[i] / denominator);
+    if (!private_mode(t)) {
+        t->be->ops->divide(t->be, t->count, denominator, t->gradient);
+        return;
     }
+    if (t->be->ops->noise_add)
+        t->be->ops->noise_add(t->be, t->count, t->sum);
+    else
+        noise_vector_add(noise, t->sum, t->count, t->options.threads > 0 ? t->options.threads : 1);
+    t->be->ops->scale_sum(t->be, t->count, t->sum, 1.0 / (dp_plan_grid(&t->options.plan) * denominator), t->gradient);
 }
 
-static int one_step(struct trainer *t, struct lora *lora, const struct rng *sampling, struct noise *noise,
-                    uint32_t step, const struct trainer_progress *progress, struct error *err)
+static int one_step(struct trainer *t, const struct rng *sampling, struct noise_source *noise, uint32_t step,
+                    const struct trainer_progress *progress, struct error *err)
 {
-    struct kernel_run run = {.pool = t->options.pool, .precision = t->options.precision};
     uint32_t sampled = 0, done = 0;
     int rc = poisson_sample(t->options.plan.q, (uint32_t)dataset_count(t->data), sampling, t->sample, &sampled, err);
 
     if (rc < 0)
         return rc;
-    memset(t->sum, 0, t->count * sizeof *t->sum);
-    memset(t->gradient, 0, t->count * sizeof *t->gradient);
+    t->be->ops->zero(t->be, t->sum, t->count * sizeof *t->sum);
+    t->be->ops->zero(t->be, t->gradient, t->count * sizeof *t->gradient);
+    begin_noise(t, noise);
     while (done < sampled) {
         batch_clear(&t->batch);
         while (done < sampled) {
@@ -140,14 +181,14 @@ static int one_step(struct trainer *t, struct lora *lora, const struct rng *samp
             done++;
         }
         assert(t->batch.examples > 0); /* no example is longer than the batch */
-        train_run(t->train, lora, &t->batch);
+        train_run(t->train, &t->lora, &t->batch);
         accumulate(t);
         if (progress && progress->report(progress->ctx, step, t->options.plan.steps_per_round, done, sampled))
             return error_set(err, ERR_AGAIN, "training was stopped");
     }
     finish_step(t, noise);
-    optimizer_step(&t->optimizer, t->options.ops, &run, t->gradient, lora->trained);
-    return 0;
+    optimizer_step(&t->optimizer, t->gradient, t->lora.trained);
+    return t->be->ops->sync(t->be, err);
 }
 
 static float decayed_rate(const struct trainer *t, uint64_t step)
@@ -161,28 +202,35 @@ static float decayed_rate(const struct trainer *t, uint64_t step)
 int trainer_round(struct trainer *t, struct lora *lora, uint64_t first_step, const struct rng *rng,
                   const struct trainer_progress *progress, struct error *err)
 {
-    struct random_stream sampling_stream, noise_stream;
-    struct rng sampling, noise_source;
-    struct noise noise = {0};
+    struct random_stream sampling_stream;
+    struct noise_source noise = {0};
+    struct rng sampling;
     int rc = 0;
 
     assert(lora->trained_count == t->count);
     random_stream_seeded(&sampling_stream, rng, "sampling");
-    random_stream_seeded(&noise_stream, rng, "dp-noise");
     sampling = random_stream_rng(&sampling_stream);
-    noise_source = random_stream_rng(&noise_stream);
-    if (private_mode(t) && (rc = noise_self_test(rng, err)) == 0)
-        rc = noise_init(&noise, dp_plan_variance(&t->options.plan), &noise_source, err);
+    if (private_mode(t) && (rc = noise_source_self_test(rng, err)) == 0)
+        rc = noise_source_init(&noise, dp_plan_variance(&t->options.plan), rng, err);
+    /* On the CPU the factors that are trained are the caller's own. */
+    if (t->be->host_memory) {
+        t->lora.trained = lora->trained;
+        t->lora.frozen = lora->frozen;
+    } else {
+        lora_upload(&t->lora, lora);
+    }
     optimizer_reset(&t->optimizer);
     for (uint32_t step = 0; rc == 0 && step < t->options.plan.steps_per_round; step++) {
         t->optimizer.config.lr = decayed_rate(t, first_step + step);
-        rc = one_step(t, lora, &sampling, &noise, step, progress, err);
+        rc = one_step(t, &sampling, &noise, step, progress, err);
     }
-    if (private_mode(t))
-        noise_release(&noise);
+    if (rc == 0 && !t->be->host_memory) {
+        lora_download(lora, &t->lora);
+        rc = t->be->ops->sync(t->be, err);
+    }
+    noise_source_release(&noise);
     random_stream_release(&sampling_stream);
-    random_stream_release(&noise_stream);
-    explicit_bzero(t->gradient, t->count * sizeof *t->gradient);
-    explicit_bzero(t->sum, t->count * sizeof *t->sum);
+    t->be->ops->zero(t->be, t->gradient, t->count * sizeof *t->gradient);
+    t->be->ops->zero(t->be, t->sum, t->count * sizeof *t->sum);
     return rc;
 }

@@ -23,10 +23,9 @@
 #include "privacy/plan.h"
 
 struct trainer_options {
-    const struct kernel_ops *ops;
-    struct pool *pool; /* borrowed; NULL: the calling thread */
-    enum kernel_precision precision;
-    int32_t tokens_max;         /* rows of a micro-batch */
+    struct backend *backend; /* borrowed */
+    int threads;             /* of the CPU, where noise is drawn on it */
+    int32_t tokens_max;      /* rows of a micro-batch; fewer are taken where the device's memory does not allow them */
     int32_t example_tokens_max; /* longest example of the data set */
     struct optimizer_config optimizer;
     double decay; /* [0, 1]: the learning rate of step s of all T is lr·(1 − decay·s/T) */
@@ -36,7 +35,8 @@ struct trainer_options {
 
 struct trainer;
 
-/* model and data must outlive it; lora gives the shape. ERR_CONFIG, ERR_RESOURCES. */
+/* model and data must outlive it; lora gives the shape. ERR_CONFIG; ERR_RESOURCES: not even a micro-batch of the
+ * longest example fits. */
 int MUST_USE trainer_new(const struct trainer_options *options, const struct model *model, const struct lora *lora,
                          const struct dataset *data, struct trainer **ret_trainer, struct error *err);
 void trainer_free(struct trainer *t); /* accepts NULL */
@@ -47,6 +47,8 @@ struct trainer_progress {
     bool (*report)(void *ctx, uint32_t step, uint32_t steps, uint32_t done, uint32_t sampled);
     void *ctx;
 };
+
+int32_t trainer_tokens_max(const struct trainer *t); /* the micro-batch that fitted */
 
 /* Trains lora->trained in place from its present values; the optimizer starts anew. first_step: steps of the job done
  * in earlier rounds. rng: the system source in production (sampling and noise streams are seeded from it). progress may

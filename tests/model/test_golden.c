@@ -18,8 +18,7 @@ static double distance(const float *got, const float *want, size_t n)
     return sqrt(difference / norm);
 }
 
-static void check_training(const struct golden *g, const struct kernel_ops *ops, enum kernel_precision precision,
-                           double tolerance)
+static void check_training(const struct golden *g, struct backend *backend, int level, double tolerance)
 {
     struct tiny tiny;
     struct lora lora;
@@ -29,8 +28,8 @@ static void check_training(const struct golden *g, const struct kernel_ops *ops,
     tiny_init(&tiny, &g->config, g->tied);
     tiny_lora(&lora, &g->lora, &tiny.model);
     golden_batch(g, &batch);
-    struct train_options options = {.ops = ops,
-                                    .precision = precision,
+    struct train_options options = {.backend = backend,
+                                    .checkpoint_level = level,
                                     .tokens_max = g->tokens,
                                     .examples_max = g->examples,
                                     .example_tokens_max = g->tokens,
@@ -62,8 +61,7 @@ static void check_training(const struct golden *g, const struct kernel_ops *ops,
     tiny_release(&tiny);
 }
 
-static void check_logits(const struct golden *g, const struct kernel_ops *ops, enum kernel_precision precision,
-                         double tolerance)
+static void check_logits(const struct golden *g, struct backend *backend, double tolerance)
 {
     struct tiny tiny;
     struct lora lora;
@@ -74,8 +72,9 @@ static void check_logits(const struct golden *g, const struct kernel_ops *ops, e
     tiny_init(&tiny, &g->config, g->tied);
     tiny_lora(&lora, &g->lora, &tiny.model);
     struct infer_options options = {
-        .ops = ops, .precision = precision, .rows_max = 32, .context_max = 64, .rank_max = lora.config.rank};
-    if (infer_new(&options, &tiny.model, &infer, &err) < 0 || kv_cache_new(&tiny.model, 64, &cache, &err) < 0) {
+        .backend = backend, .rows_max = 32, .context_max = 64, .rank_max = lora.config.rank};
+    if (infer_new(&options, &tiny.model, &infer, &err) < 0 ||
+        kv_cache_new(backend, &tiny.model, 64, &cache, &err) < 0) {
         CHECK(!"infer_new");
         return;
     }
@@ -94,24 +93,32 @@ static void check_logits(const struct golden *g, const struct kernel_ops *ops, e
     tiny_release(&tiny);
 }
 
-static void check_all(const struct kernel_ops *ops, enum kernel_precision precision, double tolerance)
+static void check_all(struct backend *backend, double tolerance)
 {
     for (size_t i = 0; i < ARRAY_LEN(files); i++) {
         struct golden golden;
         golden_read(&golden, files[i]);
-        check_training(&golden, ops, precision, tolerance);
-        check_logits(&golden, ops, precision, tolerance);
+        for (int level = 0; level <= 2; level++)
+            check_training(&golden, backend, level, tolerance);
+        check_logits(&golden, backend, tolerance);
         golden_release(&golden);
     }
 }
 
-static void test_float32_on_every_backend(void)
+static void check_cpu(const struct kernel_ops *ops, enum kernel_precision precision, double tolerance)
 {
-    const struct kernel_ops *backends[4];
-    int count = tiny_backends(backends);
+    struct backend *backend = tiny_backend(ops->isa, NULL, precision);
+    check_all(backend, tolerance);
+    backend_free(backend);
+}
+
+static void test_float32_on_every_table(void)
+{
+    const struct kernel_ops *tables[4];
+    int count = tiny_tables(tables);
     for (int i = 0; i < count; i++) {
-        fprintf(stderr, "  %s\n", backends[i]->name);
-        check_all(backends[i], KERNEL_F32, 1e-4);
+        fprintf(stderr, "  %s\n", tables[i]->name);
+        check_cpu(tables[i], KERNEL_F32, 1e-4);
     }
 }
 
@@ -122,12 +129,12 @@ static void test_bfloat16(void)
         fprintf(stderr, "  skipped: no bfloat16 products on this processor\n");
         return;
     }
-    check_all(ops, KERNEL_BF16, 5e-2);
+    check_cpu(ops, KERNEL_BF16, 5e-2);
 }
 
 int main(void)
 {
-    RUN(test_float32_on_every_backend);
+    RUN(test_float32_on_every_table);
     RUN(test_bfloat16);
     return check_report();
 }

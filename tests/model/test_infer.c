@@ -10,6 +10,7 @@ struct setup {
     struct tiny tiny;
     struct lora lora;
     struct pool *pool;
+    struct backend *backend;
     struct infer *infer;
     struct kv_cache *caches[3];
 };
@@ -25,14 +26,11 @@ static void setup_init(struct setup *s, int threads, int32_t rows_max)
     tiny_lora(&s->lora, &all, &s->tiny.model);
     s->pool = NULL;
     CHECK(pool_new(threads, &s->pool, &err) == 0);
-    struct infer_options options = {.ops = kernels_cpu(KERNEL_AVX512_BF16),
-                                    .pool = s->pool,
-                                    .rows_max = rows_max,
-                                    .context_max = 64,
-                                    .rank_max = 4};
+    s->backend = tiny_backend(KERNEL_AVX512_BF16, s->pool, KERNEL_F32);
+    struct infer_options options = {.backend = s->backend, .rows_max = rows_max, .context_max = 64, .rank_max = 4};
     CHECK(infer_new(&options, &s->tiny.model, &s->infer, &err) == 0);
     for (size_t i = 0; i < ARRAY_LEN(s->caches); i++)
-        CHECK(kv_cache_new(&s->tiny.model, 40, &s->caches[i], &err) == 0);
+        CHECK(kv_cache_new(s->backend, &s->tiny.model, 40, &s->caches[i], &err) == 0);
 }
 
 static void setup_release(struct setup *s)
@@ -40,6 +38,7 @@ static void setup_release(struct setup *s)
     for (size_t i = 0; i < ARRAY_LEN(s->caches); i++)
         kv_cache_free(s->caches[i]);
     infer_free(s->infer);
+    backend_free(s->backend);
     pool_free(s->pool);
     lora_release(&s->lora);
     tiny_release(&s->tiny);
@@ -175,11 +174,9 @@ static double reference_score(struct setup *s, const int32_t *prompt, int32_t pr
     memcpy(ids, prompt, (size_t)prompt_count * 4);
     memcpy(ids + prompt_count, tail, (size_t)tail_count * 4);
     memset(learn + prompt_count, 1, (size_t)tail_count);
-    struct train_options options = {.ops = kernels_cpu(KERNEL_SCALAR),
-                                    .tokens_max = 64,
-                                    .examples_max = 1,
-                                    .example_tokens_max = 64,
-                                    .per_example = true};
+    struct backend *scalar = tiny_backend(KERNEL_SCALAR, NULL, KERNEL_F32);
+    struct train_options options = {
+        .backend = scalar, .tokens_max = 64, .examples_max = 1, .example_tokens_max = 64, .per_example = true};
     CHECK(batch_init(&batch, 64, 1, &err) == 0);
     CHECK(train_new(&options, &s->tiny.model, &s->lora, &train, &err) == 0);
     batch_clear(&batch);
@@ -187,6 +184,7 @@ static double reference_score(struct setup *s, const int32_t *prompt, int32_t pr
     train_evaluate(train, &s->lora, &batch);
     double score = -train_loss(train, 0) * tail_count;
     train_free(train);
+    backend_free(scalar);
     batch_release(&batch);
     return score;
 }
@@ -247,12 +245,12 @@ static void test_refusals(void)
     candidate.count = 4;
     CHECK(infer_score(s.infer, NULL, &candidate, 1, &err) == ERR_CONFIG);
     struct infer *infer = NULL;
-    struct infer_options options = {.ops = kernels_cpu(KERNEL_SCALAR), .rows_max = 8, .context_max = 65};
+    struct infer_options options = {.backend = s.backend, .rows_max = 8, .context_max = 65};
     CHECK(infer_new(&options, &s.tiny.model, &infer, &err) == ERR_CONFIG);
-    options = (struct infer_options){.ops = kernels_cpu(KERNEL_SCALAR), .rows_max = 0, .context_max = 64};
+    options = (struct infer_options){.backend = s.backend, .rows_max = 0, .context_max = 64};
     CHECK(infer_new(&options, &s.tiny.model, &infer, &err) == ERR_CONFIG);
     struct kv_cache *cache = NULL;
-    CHECK(kv_cache_new(&s.tiny.model, 65, &cache, &err) == ERR_CONFIG && !cache);
+    CHECK(kv_cache_new(s.backend, &s.tiny.model, 65, &cache, &err) == ERR_CONFIG && !cache);
     setup_release(&s);
 }
 

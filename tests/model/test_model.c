@@ -190,16 +190,15 @@ static void test_optimizers(void)
 {
     struct optimizer o;
     struct error err = {0};
-    const struct kernel_ops *ops = kernels_cpu(KERNEL_AVX512_BF16);
-    const struct kernel_run run = {0};
+    struct backend *backend = tiny_backend(KERNEL_AVX512_BF16, NULL, KERNEL_F32);
     float p[20], g[20];
     struct optimizer_config sgd = {.kind = OPTIMIZER_SGD, .lr = 0.1f, .momentum = 0.5f};
-    CHECK(optimizer_init(&o, &sgd, 20, &err) == 0);
+    CHECK(optimizer_init(&o, &sgd, backend, 20, &err) == 0);
     for (int i = 0; i < 20; i++)
         p[i] = (float)i;
     for (int step = 0; step < 2; step++) {
         memcpy(g, p, sizeof p);
-        optimizer_step(&o, ops, &run, g, p);
+        optimizer_step(&o, g, p);
     }
     for (int i = 0; i < 20; i++) /* m: p, then p/2 + 0.9p = 1.4p: p → 0.9p → 0.9p − 0.14p */
         CHECK_NEAR(p[i], 0.76 * i, 1e-6);
@@ -208,10 +207,10 @@ static void test_optimizers(void)
     optimizer_release(&o);
     struct optimizer_config adamw = {
         .kind = OPTIMIZER_ADAMW, .lr = 0.1f, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f, .weight_decay = 0.5f};
-    CHECK(optimizer_init(&o, &adamw, 20, &err) == 0);
+    CHECK(optimizer_init(&o, &adamw, backend, 20, &err) == 0);
     for (int i = 0; i < 20; i++)
         p[i] = g[i] = (float)(i + 1);
-    optimizer_step(&o, ops, &run, g, p);
+    optimizer_step(&o, g, p);
     for (int i = 0; i < 20; i++) /* the first step is lr·sign(g), after a decay by lr·wd */
         CHECK_NEAR(p[i], 0.95 * (i + 1) - 0.1, 1e-5);
     optimizer_release(&o);
@@ -223,7 +222,8 @@ static void test_optimizers(void)
     bad[4].eps = 0;
     bad[5].kind = 7;
     for (size_t i = 0; i < ARRAY_LEN(bad); i++)
-        CHECK(optimizer_init(&o, &bad[i], 20, &err) == ERR_CONFIG);
+        CHECK(optimizer_init(&o, &bad[i], backend, 20, &err) == ERR_CONFIG);
+    backend_free(backend);
 }
 
 struct uniform {

@@ -52,6 +52,7 @@ struct setup {
     struct lora lora;
     struct batch batch;
     struct train *train;
+    struct backend *backend;
 };
 
 static const struct lora_config joint_all = {
@@ -62,7 +63,8 @@ static const struct lora_config ffa_qv = {.mode = LORA_FFA,
                                           .layer_first = 1,
                                           .targets = LORA_TARGET_BIT(LORA_Q) | LORA_TARGET_BIT(LORA_V)};
 
-static void setup_init(struct setup *s, const struct lora_config *lora, struct train_options options)
+static void setup_init(struct setup *s, const struct lora_config *lora, struct pool *pool,
+                       enum kernel_precision precision, struct train_options options)
 {
     struct error err = {0};
     const struct model_config config = TINY_CONFIG;
@@ -71,8 +73,7 @@ static void setup_init(struct setup *s, const struct lora_config *lora, struct t
     options.tokens_max = TOKENS;
     options.examples_max = EXAMPLES;
     options.example_tokens_max = 32;
-    if (!options.ops)
-        options.ops = kernels_cpu(KERNEL_AVX512_BF16);
+    options.backend = s->backend = tiny_backend(KERNEL_AVX512_BF16, pool, precision);
     if (batch_init(&s->batch, TOKENS, EXAMPLES, &err) < 0 ||
         train_new(&options, &s->tiny.model, &s->lora, &s->train, &err) < 0) {
         fprintf(stderr, "%s\n", err.message);
@@ -84,6 +85,7 @@ static void setup_init(struct setup *s, const struct lora_config *lora, struct t
 static void setup_release(struct setup *s)
 {
     train_free(s->train);
+    backend_free(s->backend);
     batch_release(&s->batch);
     lora_release(&s->lora);
     tiny_release(&s->tiny);
@@ -109,7 +111,7 @@ static void add_example(struct batch *batch, uint32_t seed, int32_t labels)
 static void check_finite_differences(const struct lora_config *config)
 {
     struct setup s;
-    setup_init(&s, config, (struct train_options){.per_example = true});
+    setup_init(&s, config, NULL, KERNEL_F32, (struct train_options){.per_example = true});
     for (uint32_t e = 0; e < 3; e++)
         add_example(&s.batch, e, 3 + (int32_t)e);
     const size_t n = s.lora.trained_count;
@@ -155,14 +157,15 @@ static void test_gradients_are_slopes(void)
     }
 }
 
-static void check_batchmates(const struct lora_config *config, enum kernel_precision precision)
+/* Neither on the batchmates nor on what is kept for the backward pass. */
+static void check_batchmates(const struct lora_config *config, enum kernel_precision precision, int level)
 {
     struct setup alone, crowd;
     struct pool *pool = NULL;
     struct error err = {0};
     CHECK(pool_new(3, &pool, &err) == 0);
-    setup_init(&alone, config, (struct train_options){.per_example = true, .precision = precision});
-    setup_init(&crowd, config, (struct train_options){.per_example = true, .precision = precision, .pool = pool});
+    setup_init(&alone, config, NULL, precision, (struct train_options){.per_example = true});
+    setup_init(&crowd, config, pool, precision, (struct train_options){.per_example = true, .checkpoint_level = level});
     const size_t bytes = alone.lora.trained_count * sizeof(float);
     for (int32_t place = 0; place < EXAMPLES; place++) {
         batch_clear(&alone.batch);
@@ -186,17 +189,19 @@ static void check_batchmates(const struct lora_config *config, enum kernel_preci
 
 static void test_bits_do_not_depend_on_batchmates(void)
 {
-    check_batchmates(&joint_all, KERNEL_F32);
-    check_batchmates(&ffa_qv, KERNEL_F32);
-    check_batchmates(&ffa_qv, KERNEL_BF16);
-    check_batchmates(&joint_all, KERNEL_BF16);
+    for (int level = 0; level <= 2; level++) {
+        check_batchmates(&joint_all, KERNEL_F32, level);
+        check_batchmates(&ffa_qv, KERNEL_F32, level);
+        check_batchmates(&ffa_qv, KERNEL_BF16, level);
+        check_batchmates(&joint_all, KERNEL_BF16, level);
+    }
 }
 
 static void test_summed_gradient(void)
 {
     struct setup each, sum;
-    setup_init(&each, &joint_all, (struct train_options){.per_example = true});
-    setup_init(&sum, &joint_all, (struct train_options){.per_example = false});
+    setup_init(&each, &joint_all, NULL, KERNEL_F32, (struct train_options){.per_example = true});
+    setup_init(&sum, &joint_all, NULL, KERNEL_F32, (struct train_options){.per_example = false});
     for (uint32_t e = 0; e < 5; e++) {
         add_example(&each.batch, e, 1 + (int32_t)e % 3);
         add_example(&sum.batch, e, 1 + (int32_t)e % 3);
@@ -219,7 +224,7 @@ static void test_a_step_allocates_nothing(void)
     struct pool *pool = NULL;
     struct error err = {0};
     CHECK(pool_new(2, &pool, &err) == 0);
-    setup_init(&s, &joint_all, (struct train_options){.per_example = true, .pool = pool, .precision = KERNEL_BF16});
+    setup_init(&s, &joint_all, pool, KERNEL_BF16, (struct train_options){.per_example = true});
     const long before = atomic_load(&allocations);
     CHECK(before > 0); /* the counters are linked in */
     for (uint32_t step = 0; step < 3; step++) {
@@ -237,7 +242,7 @@ static void test_a_step_allocates_nothing(void)
 static void test_empty_batches_and_examples_without_labels(void)
 {
     struct setup s;
-    setup_init(&s, &joint_all, (struct train_options){.per_example = true});
+    setup_init(&s, &joint_all, NULL, KERNEL_F32, (struct train_options){.per_example = true});
     train_run(s.train, &s.lora, &s.batch); /* Poisson sampling may draw nobody */
     add_example(&s.batch, 1, 2);
     train_run(s.train, &s.lora, &s.batch);
@@ -262,15 +267,16 @@ static void test_impossible_limits(void)
     struct setup s;
     struct error err = {0};
     struct train *train = NULL;
-    setup_init(&s, &joint_all, (struct train_options){.per_example = true});
+    setup_init(&s, &joint_all, NULL, KERNEL_F32, (struct train_options){.per_example = true});
     struct train_options bad[] = {
         {.tokens_max = 0, .examples_max = 1, .example_tokens_max = 1},
         {.tokens_max = 8, .examples_max = 9, .example_tokens_max = 8},
         {.tokens_max = 8, .examples_max = 1, .example_tokens_max = 9},
         {.tokens_max = 128, .examples_max = 1, .example_tokens_max = 65}, /* beyond the context */
+        {.tokens_max = 8, .examples_max = 1, .example_tokens_max = 8, .checkpoint_level = 3},
     };
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
-        bad[i].ops = kernels_cpu(KERNEL_SCALAR);
+        bad[i].backend = s.backend;
         CHECK(train_new(&bad[i], &s.tiny.model, &s.lora, &train, &err) == ERR_CONFIG && !train && err.message[0]);
     }
     setup_release(&s);

@@ -157,7 +157,7 @@ void golden_batch(const struct golden *g, struct batch *batch)
     }
 }
 
-int tiny_backends(const struct kernel_ops *ret[4])
+int tiny_tables(const struct kernel_ops *ret[4])
 {
     int count = 0;
     for (int isa = KERNEL_SCALAR; isa <= KERNEL_AVX512_BF16; isa++) {
@@ -166,4 +166,15 @@ int tiny_backends(const struct kernel_ops *ret[4])
             ret[count++] = ops;
     }
     return count;
+}
+
+struct backend *tiny_backend(enum kernel_isa at_most, struct pool *pool, enum kernel_precision precision)
+{
+    struct backend *backend = NULL;
+    struct error err = {0};
+    if (backend_cpu_new(kernels_cpu(at_most), pool, precision, &backend, &err) < 0) {
+        fprintf(stderr, "%s\n", err.message);
+        exit(1);
+    }
+    return backend;
 }

@@ -2,6 +2,7 @@
 #ifndef TESTS_MODEL_TINY_H
 #define TESTS_MODEL_TINY_H
 
+#include "kernels/backend.h"
 #include "model/batch.h"
 #include "model/lora.h"
 #include "model/model.h"
@@ -52,7 +53,10 @@ void golden_read(struct golden *golden, const char *path);
 void golden_release(struct golden *golden);
 void golden_batch(const struct golden *golden, struct batch *batch);
 
-/* The backends that this machine runs, weakest first; returns how many. */
-int tiny_backends(const struct kernel_ops *ret[4]);
+/* The instruction sets that this machine runs, weakest first; returns how many. */
+int tiny_tables(const struct kernel_ops *ret[4]);
+
+/* A CPU backend; ends the program when out of memory. */
+struct backend *tiny_backend(enum kernel_isa at_most, struct pool *pool, enum kernel_precision precision);
 
 #endif

@@ -14,17 +14,20 @@
 #define TEXT "layers=0-1;targets=q,v;rank=4;alpha=16;scaling=rank;mode=ffa;seed=" SEED
 
 static struct tiny_site tiny;
+static struct backend *backend; /* float32, whatever the site's is */
 
 static int set_up(void **state)
 {
     (void)state;
+    struct error err = {0};
     tiny_site_open(&tiny, NULL, NULL);
-    return 0;
+    return backend_cpu_new(tiny.site.ops, tiny.site.pool, KERNEL_F32, &backend, &err);
 }
 
 static int tear_down(void **state)
 {
     (void)state;
+    backend_free(backend);
     tiny_site_release(&tiny);
     return 0;
 }
@@ -136,9 +139,7 @@ static struct dataset *records(size_t count, bool many_answers)
 static struct trainer_options plain(const struct dataset *data)
 {
     return (struct trainer_options){
-        .ops = tiny.site.ops,
-        .pool = tiny.site.pool,
-        .precision = KERNEL_F32,
+        .backend = backend,
         .tokens_max = 512,
         .example_tokens_max = 128,
         .optimizer = {.kind = OPTIMIZER_SGD, .lr = 1},
@@ -373,7 +374,7 @@ static double slow_score(struct infer *infer, const struct lora *lora, const str
     double total = 0;
     assert_non_null(logits);
     dataset_example(data, record, &example);
-    assert_int_equal(kv_cache_new(&tiny.site.model, 256, &cache, &err), 0);
+    assert_int_equal(kv_cache_new(backend, &tiny.site.model, 256, &cache, &err), 0);
     struct infer_extend item = {cache, example.ids, dataset_prompt_length(data, record)};
     assert_int_equal(infer_extend(infer, lora, &item, 1, &err), 0);
     for (int32_t i = 0; i < answer->count; i++) {
@@ -394,20 +395,15 @@ static double slow_score(struct infer *infer, const struct lora *lora, const str
 
 static struct evaluate_options evaluation(void)
 {
-    return (struct evaluate_options){
-        .ops = tiny.site.ops, .pool = tiny.site.pool, .precision = KERNEL_F32, .answer_tokens_max = 6};
+    return (struct evaluate_options){.backend = backend, .answer_tokens_max = 6};
 }
 
 static void scores_are_the_direct_ones(const struct lora *lora)
 {
     struct dataset *data = records(21, false);
     struct evaluate_options o = evaluation();
-    struct infer_options infer_options = {.ops = tiny.site.ops,
-                                          .pool = tiny.site.pool,
-                                          .precision = KERNEL_F32,
-                                          .rows_max = 256,
-                                          .context_max = 256,
-                                          .rank_max = lora ? lora->config.rank : 0};
+    struct infer_options infer_options = {
+        .backend = backend, .rows_max = 256, .context_max = 256, .rank_max = lora ? lora->config.rank : 0};
     struct evaluate_result r;
     struct infer *infer;
     struct error err = {0};

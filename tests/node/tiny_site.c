@@ -105,7 +105,7 @@ static struct config *parse(const char *folder, const char *model, const char *s
         snprintf(under, sizeof under, serve, folder, folder);
     snprintf(text, sizeof text,
              "version: 1\nsite: clinic-a\nstate: %s\naggregator:\n  url: tcp://127.0.0.1:1\n  federation: test\n"
-             "model:\n  path: %s\n%s%s",
+             "model:\n  path: %s\ndevice:\n  kind: cpu\n%s%s",
              folder, model, serve ? "serve:\n" : "", under);
     if (config_parse(&config, &node_schema, span_str(text), "node.yaml", folder, &err) < 0 ||
         config_finish(config, &err) < 0)

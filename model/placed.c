@@ -1,0 +1,178 @@
+#include "model/placed.h"
+
+#include "model/layer.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* --- the model --------------------------------------------------------------------------------------------------- */
+
+static const struct tensor *layer_weight(const struct model_layer *l, enum lora_target target)
+{
+    const struct tensor *const all[LORA_TARGET_COUNT] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+    return all[target];
+}
+
+/* All gains in one device block: two of each layer, then the output's. */
+static int place_gains(struct placed_model *p, struct error *err)
+{
+    const struct model *m = p->model;
+    struct backend *be = p->backend;
+    const size_t n = (size_t)m->config.d_model, layers = (size_t)m->config.layer_count;
+    if (!be->host_memory) {
+        int rc = be->ops->alloc(be, (2 * layers + 1) * n * sizeof(float), &p->gains, err);
+        if (rc < 0)
+            return rc;
+    }
+    float *next = p->gains;
+    for (size_t i = 0; i < layers; i++) {
+        const float *const gains[2] = {model_gain(&m->layers[i].attn_norm), model_gain(&m->layers[i].ffn_norm)};
+        const float **const to[2] = {&p->layers[i].attn_norm, &p->layers[i].ffn_norm};
+        for (int j = 0; j < 2; j++) {
+            *to[j] = gains[j];
+            if (!next)
+                continue;
+            be->ops->upload(be, next, gains[j], n * sizeof(float));
+            *to[j] = next;
+            next += n;
+        }
+    }
+    p->output_norm = model_gain(&m->output_norm);
+    if (next) {
+        be->ops->upload(be, next, p->output_norm, n * sizeof(float));
+        p->output_norm = next;
+    }
+    return 0;
+}
+
+static void count_weights(const struct tensor *w, size_t *values, size_t *bytes)
+{
+    size_t row = 0;
+    if (!tensor_type_row_bytes(w->type, (size_t)w->in, &row)) /* validated models have whole blocks */
+        assert(!"a row that is no whole number of blocks");
+    *values += (size_t)w->out * (size_t)w->in;
+    *bytes += (size_t)w->out * row;
+}
+
+static int check_fit(struct placed_model *p, struct error *err)
+{
+    const struct model *m = p->model;
+    size_t values = 0, bytes = 0;
+    count_weights(&m->token_embd, &values, &bytes);
+    if (!p->tied)
+        count_weights(&m->output, &values, &bytes);
+    for (int32_t layer = 0; layer < m->config.layer_count; layer++)
+        for (int target = 0; target < LORA_TARGET_COUNT; target++)
+            count_weights(layer_weight(&m->layers[layer], (enum lora_target)target), &values, &bytes);
+    return p->backend->ops->weights_fit(p->backend, values, bytes, err);
+}
+
+static int place_layer(struct placed_model *p, int32_t layer, struct error *err)
+{
+    struct backend *be = p->backend;
+    for (int group = 0; group < GROUP_COUNT; group++) {
+        const struct tensor *w[GROUP_TARGETS_MAX] = {NULL};
+        const int size = group_size((enum group)group);
+        for (int i = 0; i < size; i++)
+            w[i] = layer_weight(&p->model->layers[layer], (enum lora_target)(group_first((enum group)group) + i));
+        int rc = be->ops->group_new(be, size, w, size * p->rank_max, &p->layers[layer].groups[group], err);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+int placed_model_new(struct backend *backend, const struct model *model, int32_t rank, struct placed_model **ret_placed,
+                     struct error *err)
+{
+    const struct tensor *embedding = &model->token_embd, *head = model_head(model);
+    struct placed_model *p = calloc(1, sizeof *p);
+    if (!p)
+        return error_set(err, ERR_RESOURCES, "no memory for the model's table");
+    p->model = model;
+    p->backend = backend;
+    p->rank_max = rank;
+    p->tied = head == embedding;
+    int rc = check_fit(p, err);
+    if (rc == 0)
+        rc = place_gains(p, err);
+    if (rc == 0)
+        rc = backend->ops->group_new(backend, 1, &embedding, 0, &p->embedding, err);
+    if (rc == 0 && p->tied)
+        p->head = p->embedding;
+    else if (rc == 0)
+        rc = backend->ops->group_new(backend, 1, &head, 0, &p->head, err);
+    for (int32_t layer = 0; rc == 0 && layer < model->config.layer_count; layer++)
+        rc = place_layer(p, layer, err);
+    if (rc == 0)
+        rc = backend->ops->sync(backend, err);
+    if (rc < 0) {
+        placed_model_free(p);
+        return error_prefix(err, "placing the model on %s", backend->name);
+    }
+    *ret_placed = p;
+    return 0;
+}
+
+void placed_model_free(struct placed_model *p)
+{
+    if (!p)
+        return;
+    struct backend *be = p->backend;
+    for (int32_t layer = 0; layer < p->model->config.layer_count; layer++)
+        for (int group = 0; group < GROUP_COUNT; group++)
+            be->ops->group_free(be, &p->layers[layer].groups[group]);
+    be->ops->group_free(be, &p->embedding);
+    if (!p->tied)
+        be->ops->group_free(be, &p->head);
+    be->ops->release(be, p->gains);
+    free(p);
+}
+
+/* --- LoRA factors ------------------------------------------------------------------------------------------------ */
+
+int lora_place(struct lora *ret_placed, const struct lora *lora, struct backend *backend, struct error *err)
+{
+    struct lora placed = *lora;
+    placed.backend = backend;
+    if (!backend->host_memory) {
+        void *trained = NULL, *frozen = NULL;
+        int rc = backend->ops->alloc(backend, lora->trained_count * sizeof(float), &trained, err);
+        if (rc == 0 && lora->frozen)
+            rc = backend->ops->alloc(backend, lora->frozen_count * sizeof(float), &frozen, err);
+        if (rc < 0) {
+            backend->ops->release(backend, trained);
+            return rc;
+        }
+        placed.trained = trained;
+        placed.frozen = frozen;
+        lora_upload(&placed, lora);
+    }
+    *ret_placed = placed;
+    return 0;
+}
+
+void lora_unplace(struct lora *placed)
+{
+    if (placed->backend && !placed->backend->host_memory) {
+        placed->backend->ops->release(placed->backend, placed->trained);
+        placed->backend->ops->release(placed->backend, placed->frozen);
+    }
+    memset(placed, 0, sizeof *placed);
+}
+
+void lora_upload(struct lora *placed, const struct lora *lora)
+{
+    struct backend *be = placed->backend;
+    assert(be && placed->trained_count == lora->trained_count && placed->frozen_count == lora->frozen_count);
+    be->ops->upload(be, placed->trained, lora->trained, lora->trained_count * sizeof(float));
+    if (placed->frozen)
+        be->ops->upload(be, placed->frozen, lora->frozen, lora->frozen_count * sizeof(float));
+}
+
+void lora_download(struct lora *lora, const struct lora *placed)
+{
+    struct backend *be = placed->backend;
+    assert(be && placed->trained_count == lora->trained_count);
+    be->ops->download(be, lora->trained, placed->trained, lora->trained_count * sizeof(float));
+}
