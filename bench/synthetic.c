@@ -18,29 +18,124 @@ uint32_t next_random(uint64_t *state)
     return (uint32_t)(*state >> 32);
 }
 
+/* GLM-4-9B is taken as a llama: without its biases of q, k and v, its rotation of only half of each head, and its norms
+ * behind attention and feed-forward. Llama 3.2 comes without its stretched rotary frequencies. */
+static const struct synthetic_shape shapes[] = {
+    {.name = "smollm2-135m",
+     .config = {.architecture = MODEL_LLAMA,
+                .layer_count = 30,
+                .d_model = 576,
+                .head_count = 9,
+                .kv_head_count = 3,
+                .head_size = 64,
+                .d_ff = 1536,
+                .vocabulary = 49152,
+                .context_length = 2048,
+                .rope_order = ROPE_NORM,
+                .rope_base = 100000,
+                .rope_scale = 1,
+                .norm_eps = 1e-5f},
+     .tied = true},
+    {.name = "llama-3.2-1b",
+     .config = {.architecture = MODEL_LLAMA,
+                .layer_count = 16,
+                .d_model = 2048,
+                .head_count = 32,
+                .kv_head_count = 8,
+                .head_size = 64,
+                .d_ff = 8192,
+                .vocabulary = 128256,
+                .context_length = 131072,
+                .rope_order = ROPE_NORM,
+                .rope_base = 500000,
+                .rope_scale = 1,
+                .norm_eps = 1e-5f},
+     .tied = true},
+    {.name = "glm-4-9b",
+     .config = {.architecture = MODEL_LLAMA,
+                .layer_count = 40,
+                .d_model = 4096,
+                .head_count = 32,
+                .kv_head_count = 2,
+                .head_size = 128,
+                .d_ff = 13696,
+                .vocabulary = 151552,
+                .context_length = 32768,
+                .rope_order = ROPE_NORM,
+                .rope_base = 10000,
+                .rope_scale = 1,
+                .norm_eps = 1e-5f},
+     .tied = false},
+    {.name = "tiny", /* for tests */
+     .config = {.architecture = MODEL_LLAMA,
+                .layer_count = 2,
+                .d_model = 256,
+                .head_count = 4,
+                .kv_head_count = 2,
+                .head_size = 64,
+                .d_ff = 512,
+                .vocabulary = 1024,
+                .context_length = 512,
+                .rope_order = ROPE_NORM,
+                .rope_base = 10000,
+                .rope_scale = 1,
+                .norm_eps = 1e-5f},
+     .tied = false},
+};
+const char synthetic_shape_names[] = "smollm2-135m llama-3.2-1b glm-4-9b tiny";
+
+const struct synthetic_shape *synthetic_shape_find(const char *name)
+{
+    for (size_t i = 0; i < ARRAY_LEN(shapes); i++)
+        if (strcmp(shapes[i].name, name) == 0)
+            return &shapes[i];
+    return NULL;
+}
+
+static void fail(const char *message)
+{
+    fprintf(stderr, "%s\n", message);
+    exit(1);
+}
+
 static size_t tensor_bytes(enum tensor_type type, int32_t out, int32_t in)
 {
     size_t row = 0;
     if (!tensor_type_row_bytes(type, (size_t)in, &row))
-        abort();
+        fail("a row of this model's shape is no whole number of the type's blocks");
     return (row * (size_t)out + 63) & ~(size_t)63;
 }
 
-/* Random quants; the blocks' f16 scales are set to sensible sizes. */
+/* Writes the scales (f16) of one block so that its weights' mean is about 0 and their deviation 0.03. */
+static void set_scales(enum tensor_type type, uint8_t *block)
+{
+    static const uint16_t q8_0[1] = {0x1000};         /* 2^-11 */
+    static const uint16_t q4_1[2] = {0x2000, 0xab80}; /* 2^-7, −7.5·2^-7 */
+    static const uint16_t q4_k[2] = {0x0800, 0x1380}; /* 2^-13, 7.5·2^-13 */
+    if (type == TENSOR_Q8_0)
+        memcpy(block, q8_0, sizeof q8_0);
+    else if (type == TENSOR_Q4_1)
+        memcpy(block, q4_1, sizeof q4_1);
+    else if (type == TENSOR_Q4_K)
+        memcpy(block, q4_k, sizeof q4_k);
+    else
+        fail("synthetic weights come as BF16, Q8_0, Q4_1 or Q4_K only");
+}
+
+/* Quants are random bits with sensible scales. A bfloat16 has random sign and mantissa, and one of four exponents:
+ * sizes from 2^-9 to 2^-5, deviation 0.014. */
 static struct tensor random_tensor(uint8_t **cursor, enum tensor_type type, int32_t out, int32_t in, uint64_t *state)
 {
     struct tensor t = {*cursor, type, out, in};
     const size_t bytes = tensor_bytes(type, out, in), block = tensor_type_block_bytes(type);
+    const uint32_t mask = type == TENSOR_BF16 ? 0x81ff81ff : 0xffffffff, base = type == TENSOR_BF16 ? 0x3b003b00 : 0;
     for (size_t i = 0; i + 4 <= bytes; i += 4) {
-        uint32_t v = next_random(state);
+        uint32_t v = (next_random(state) & mask) + base;
         memcpy(*cursor + i, &v, 4);
     }
-    for (size_t i = 0; i + block <= bytes; i += block) {
-        const uint16_t scale = type == TENSOR_Q8_0 ? 0x1000 : 0x2000, low = 0xac00; /* 2^-11 or 2^-7, −2^-4 */
-        memcpy(*cursor + i, &scale, 2);
-        if (type == TENSOR_Q4_1)
-            memcpy(*cursor + i + 2, &low, 2);
-    }
+    if (type != TENSOR_BF16)
+        for (size_t i = 0; i + block <= bytes; i += block)
+            set_scales(type, *cursor + i);
     *cursor += bytes;
     return t;
 }
@@ -54,51 +149,67 @@ static struct tensor ones(uint8_t **cursor, int32_t n)
     return t;
 }
 
-static void fill_layer(struct model_layer *l, const struct model_config *c, uint8_t **cursor, uint64_t *state)
+static void fill_layer(struct model_layer *l, const struct model_config *c, enum tensor_type type, uint8_t **cursor,
+                       uint64_t *state)
 {
-    const int32_t d = c->d_model, ff = c->d_ff, kv = c->kv_head_count * c->head_size;
-    const enum tensor_type type = TENSOR_Q4_1;
+    const int32_t d = c->d_model, ff = c->d_ff, heads = c->head_count * c->head_size;
+    const int32_t kv = c->kv_head_count * c->head_size;
     l->attn_norm = ones(cursor, d);
-    l->q = random_tensor(cursor, type, d, d, state);
+    l->q = random_tensor(cursor, type, heads, d, state);
     l->k = random_tensor(cursor, type, kv, d, state);
     l->v = random_tensor(cursor, type, kv, d, state);
-    l->o = random_tensor(cursor, type, d, d, state);
+    l->o = random_tensor(cursor, type, d, heads, state);
     l->ffn_norm = ones(cursor, d);
     l->gate = random_tensor(cursor, type, ff, d, state);
     l->up = random_tensor(cursor, type, ff, d, state);
     l->down = random_tensor(cursor, type, d, ff, state);
 }
 
-void synthetic_init(struct synthetic *s, bool shadow)
+/* What fill_layer takes. */
+static size_t layer_bytes(const struct model_config *c, enum tensor_type type)
 {
+    const int32_t d = c->d_model, ff = c->d_ff, heads = c->head_count * c->head_size;
+    const int32_t kv = c->kv_head_count * c->head_size;
+    return 2 * tensor_bytes(TENSOR_F32, 1, d) + tensor_bytes(type, heads, d) + 2 * tensor_bytes(type, kv, d) +
+           tensor_bytes(type, d, heads) + 2 * tensor_bytes(type, ff, d) + tensor_bytes(type, d, ff);
+}
+
+void synthetic_init_shape(struct synthetic *s, const struct synthetic_shape *shape, enum tensor_type matrices)
+{
+    const struct model_config *c = &shape->config;
+    const enum tensor_type embedding = matrices == TENSOR_BF16 ? TENSOR_BF16 : TENSOR_Q8_0;
+    const size_t layer = layer_bytes(c, matrices), vocabulary = tensor_bytes(embedding, c->vocabulary, c->d_model);
+    const size_t all = layer * (size_t)c->layer_count + vocabulary * (shape->tied ? 1 : 2);
+    const bool shared = all > SYNTHETIC_MEMORY_MAX;
+    const size_t held = shared ? layer + vocabulary : all;
     uint64_t state = 1;
     struct error err = {0};
     memset(s, 0, sizeof *s);
-    s->model.config = (struct model_config){.architecture = MODEL_LLAMA,
-                                            .layer_count = 30,
-                                            .d_model = 576,
-                                            .head_count = 9,
-                                            .kv_head_count = 3,
-                                            .head_size = 64,
-                                            .d_ff = 1536,
-                                            .vocabulary = 49152,
-                                            .context_length = 2048,
-                                            .rope_order = ROPE_NORM,
-                                            .rope_base = 100000,
-                                            .rope_scale = 1,
-                                            .norm_eps = 1e-5f};
-    const struct model_config *c = &s->model.config;
-    uint8_t *cursor = s->memory = aligned_alloc(64, (size_t)128 << 20);
+    s->model.config = *c;
+    uint8_t *cursor = s->memory = aligned_alloc(64, held + tensor_bytes(TENSOR_F32, 1, c->d_model));
     if (!cursor)
-        abort();
-    s->model.token_embd = random_tensor(&cursor, TENSOR_Q8_0, c->vocabulary, c->d_model, &state);
+        fail("no memory for a synthetic model");
+    s->model.token_embd = random_tensor(&cursor, embedding, c->vocabulary, c->d_model, &state);
     s->model.output_norm = ones(&cursor, c->d_model);
     for (int32_t i = 0; i < c->layer_count; i++)
-        fill_layer(&s->model.layers[i], c, &cursor, &state);
-    if (model_validate(&s->model, &err) < 0 || (shadow && model_shadow_init(&s->shadow, &s->model, &err) < 0)) {
-        fprintf(stderr, "%s\n", err.message);
-        exit(1);
-    }
+        if (i > 0 && shared)
+            s->model.layers[i] = s->model.layers[0];
+        else
+            fill_layer(&s->model.layers[i], c, matrices, &cursor, &state);
+    if (!shape->tied && shared)
+        s->model.output = s->model.token_embd;
+    else if (!shape->tied)
+        s->model.output = random_tensor(&cursor, embedding, c->vocabulary, c->d_model, &state);
+    if (model_validate(&s->model, &err) < 0)
+        fail(err.message);
+}
+
+void synthetic_init(struct synthetic *s, bool shadow)
+{
+    struct error err = {0};
+    synthetic_init_shape(s, synthetic_shape_find("smollm2-135m"), TENSOR_Q4_1);
+    if (shadow && model_shadow_init(&s->shadow, &s->model, &err) < 0)
+        fail(err.message);
 }
 
 void synthetic_release(struct synthetic *s)

@@ -1,0 +1,953 @@
+/*
+ * Speed on a card: whole training steps, decoding, and every operation against its floor. bench/gpu_table.py documents
+ * what is printed and turns it into a table; scripts/bench.sh gpu runs it beside PyTorch + PEFT.
+ *
+ *     bench_gpu --shape NAME [--batch B] [--tokens T] [--rank R] [--labels all|quarter] [--dp on|off]
+ *               [--base bf16|q4_1] [--keep-quantised] [--level L] [--steps N] [--json]
+ *     bench_gpu --decode --shape NAME [--base ...] [--context N] [--json]
+ *     bench_gpu --ops --shape NAME [--batch B] [--tokens T] [--json]
+ *
+ * With dp on a step is a logical batch of 32 examples, and the same steps without DP are measured in the same run.
+ */
+#include "bench/synthetic.h"
+#include "model/infer.h"
+#include "model/layer.h"
+#include "model/placed.h"
+#include "model/train.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LOGICAL_BATCH 32
+#define STEPS_MAX 64
+
+struct settings {
+    const struct synthetic_shape *shape;
+    const char *base, *labels;
+    int batch, tokens, rank, steps, level, context;
+    bool dp, keep_quantised, decode, ops, json, quantise_kv;
+};
+
+enum { OPTION_DECODE = 256, OPTION_OPS, OPTION_KEEP, OPTION_KV };
+
+static const struct option options[] = {
+    {"shape", required_argument, NULL, 's'},
+    {"batch", required_argument, NULL, 'b'},
+    {"tokens", required_argument, NULL, 't'},
+    {"rank", required_argument, NULL, 'r'},
+    {"labels", required_argument, NULL, 'l'},
+    {"dp", required_argument, NULL, 'd'},
+    {"base", required_argument, NULL, 'w'},
+    {"level", required_argument, NULL, 'v'},
+    {"steps", required_argument, NULL, 'n'},
+    {"context", required_argument, NULL, 'c'},
+    {"decode", no_argument, NULL, OPTION_DECODE},
+    {"ops", no_argument, NULL, OPTION_OPS},
+    {"keep-quantised", no_argument, NULL, OPTION_KEEP},
+    {"quantise-kv", no_argument, NULL, OPTION_KV},
+    {"json", no_argument, NULL, 'j'},
+    {NULL, 0, NULL, 0},
+};
+
+static void die(const char *what)
+{
+    fprintf(stderr, "bench_gpu: %s\n", what);
+    exit(1);
+}
+
+static void check(int rc, const struct error *err)
+{
+    if (rc < 0)
+        die(err->message);
+}
+
+static void parse(int argc, char **argv, struct settings *s)
+{
+    for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+        const int number = optarg ? (int)strtol(optarg, NULL, 10) : 0;
+        switch (c) {
+        case 's':
+            if (!(s->shape = synthetic_shape_find(optarg)))
+                die("no such shape");
+            break;
+        case 'b':
+            s->batch = number;
+            break;
+        case 't':
+            s->tokens = number;
+            break;
+        case 'r':
+            s->rank = number;
+            break;
+        case 'l':
+            s->labels = optarg;
+            break;
+        case 'd':
+            s->dp = strcmp(optarg, "on") == 0;
+            break;
+        case 'w':
+            s->base = optarg;
+            break;
+        case 'v':
+            s->level = number;
+            break;
+        case 'n':
+            s->steps = number;
+            break;
+        case 'c':
+            s->context = number;
+            break;
+        case 'j':
+            s->json = true;
+            break;
+        case OPTION_DECODE:
+            s->decode = true;
+            break;
+        case OPTION_OPS:
+            s->ops = true;
+            break;
+        case OPTION_KEEP:
+            s->keep_quantised = true;
+            break;
+        case OPTION_KV:
+            s->quantise_kv = true;
+            break;
+        default:
+            exit(2);
+        }
+    }
+    if (!s->shape || s->batch < 1 || s->tokens < 2 || s->rank < 1 || s->steps < 1 || s->steps > STEPS_MAX ||
+        s->context < 1) {
+        fprintf(stderr, "bench_gpu: --shape is one of: %s; numbers must be positive\n", synthetic_shape_names);
+        exit(2);
+    }
+}
+
+static int compare(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, int n)
+{
+    qsort(values, (size_t)n, sizeof *values, compare);
+    return values[n / 2];
+}
+
+static void wait_for(struct backend *be)
+{
+    struct error err = {0};
+    check(be->ops->sync(be, &err), &err);
+}
+
+static struct backend *open_card(const struct settings *s)
+{
+    const struct backend_cuda_options card = {
+        .precision = KERNEL_BF16, .keep_quantised = s->keep_quantised, .quantise_kv = s->quantise_kv};
+    struct backend *be = NULL;
+    struct error err = {0};
+    check(backend_cuda_new(&card, &be, &err), &err);
+    return be;
+}
+
+/* --- ceilings ------------------------------------------------------------------------------------------------------
+ */
+
+/* Seconds of one call, the median of several timed runs of `repeat` calls each. */
+static double time_calls(struct backend *be, int repeat, void (*call)(void *ctx), void *ctx)
+{
+    double times[7];
+    call(ctx);
+    call(ctx);
+    wait_for(be);
+    for (int i = 0; i < 7; i++) {
+        const double start = now_seconds();
+        for (int r = 0; r < repeat; r++)
+            call(ctx);
+        wait_for(be);
+        times[i] = (now_seconds() - start) / repeat;
+    }
+    return median(times, 7);
+}
+
+struct product_call {
+    struct backend *be;
+    const struct linear_group *g;
+    int32_t m;
+    struct rows x, y[BACKEND_GROUP_MAX], none;
+    bool backward;
+};
+
+static void call_product(void *ctx)
+{
+    const struct product_call *p = ctx;
+    if (p->backward)
+        p->be->ops->group_backward(p->be, p->g, NULL, p->m, p->y, p->none, false, p->x);
+    else
+        p->be->ops->group_forward(p->be, GROUP_TRAIN, p->g, NULL, p->m, p->x, p->y, p->none);
+}
+
+static void *take(struct backend *be, size_t values)
+{
+    void *at = NULL;
+    struct error err = {0};
+    check(be->ops->alloc(be, values * 2, &at, &err), &err);
+    return at;
+}
+
+/* Random bfloat16 values of about unit size: products run slower on random data than on zeros. */
+static void fill_random(struct backend *be, void *at, size_t values)
+{
+    const size_t chunk = (size_t)1 << 20;
+    uint16_t *host = malloc(chunk * sizeof *host);
+    uint64_t state = 11;
+    if (!host)
+        abort();
+    for (size_t i = 0; i < chunk; i++) {
+        const uint32_t r = next_random(&state);
+        host[i] = (uint16_t)((r & 0x80ff) | 0x3f00); /* ±0.5 to ±2 */
+    }
+    for (size_t i = 0; i < values; i += chunk)
+        be->ops->upload(be, (uint16_t *)at + i, host, (values - i < chunk ? values - i : chunk) * sizeof *host);
+    free(host);
+}
+
+static void set_outputs(struct product_call *p, void *y)
+{
+    int32_t total = 0;
+    for (int32_t i = 0; i < p->g->count; i++)
+        total += p->g->out[i];
+    struct rows at = {y, total};
+    for (int32_t i = 0; i < p->g->count; i++) {
+        p->y[i] = at;
+        at = rows_from(p->be, at, p->g->out[i]);
+    }
+}
+
+static double product_flops(const struct product_call *p)
+{
+    double out = 0;
+    for (int32_t i = 0; i < p->g->count; i++)
+        out += p->g->out[i];
+    return 2.0 * p->m * out * p->g->in;
+}
+
+struct ceilings {
+    double peak, weighted; /* FLOP/s */
+    double copy;           /* bytes read and written a second */
+};
+
+static double measure_peak(struct backend *be)
+{
+    enum { N = 8192 };
+    const size_t values = (size_t)N * N;
+    struct error err = {0};
+    struct linear_group g;
+    uint16_t *host = malloc(values * sizeof *host);
+    uint64_t state = 5;
+    if (!host)
+        abort();
+    for (size_t i = 0; i < values; i++)
+        host[i] = (uint16_t)((next_random(&state) & 0x80ff) | 0x3c00);
+    const struct tensor w = {host, TENSOR_BF16, N, N}, *const all[1] = {&w};
+    check(be->ops->group_new(be, 1, all, 0, &g, &err), &err);
+    struct product_call p = {.be = be, .g = &g, .m = N, .x = {take(be, values), N}};
+    void *y = take(be, values);
+    fill_random(be, p.x.at, values);
+    set_outputs(&p, y);
+    const double seconds = time_calls(be, 10, call_product, &p);
+    be->ops->group_free(be, &g);
+    be->ops->release(be, p.x.at);
+    be->ops->release(be, y);
+    free(host);
+    return product_flops(&p) / seconds;
+}
+
+/* The step's products, forward and backward, of one layer and of the head, over their FLOPs; printed one by one. */
+static double measure_products(struct backend *be, const struct placed_model *placed, int32_t m, int layers, bool print)
+{
+    const struct model_config *c = &placed->model->config;
+    const struct linear_group *groups[GROUP_COUNT + 1];
+    static const char *const names[] = {"qkv", "o", "gate_up", "down", "head"};
+    double flops = 0, seconds = 0;
+    size_t widest = 0;
+    for (int i = 0; i < GROUP_COUNT; i++)
+        groups[i] = &placed->layers[0].groups[i];
+    groups[GROUP_COUNT] = &placed->head;
+    const int32_t head_rows = m < 1024 ? m : 1024;
+    for (int i = 0; i <= GROUP_COUNT; i++) {
+        size_t out = 0;
+        for (int32_t j = 0; j < groups[i]->count; j++)
+            out += (size_t)groups[i]->out[j];
+        const size_t rows = (size_t)(i == GROUP_COUNT ? head_rows : m);
+        widest = out * rows > widest ? out * rows : widest;
+        widest = (size_t)groups[i]->in * rows > widest ? (size_t)groups[i]->in * rows : widest;
+    }
+    void *x = take(be, widest), *y = take(be, widest);
+    fill_random(be, x, widest);
+    fill_random(be, y, widest);
+    for (int i = 0; i <= GROUP_COUNT; i++) {
+        for (int backward = 0; backward < 2; backward++) {
+            struct product_call p = {.be = be,
+                                     .g = groups[i],
+                                     .m = i == GROUP_COUNT ? head_rows : m,
+                                     .x = {x, groups[i]->in},
+                                     .backward = backward == 1};
+            set_outputs(&p, y);
+            const double one = time_calls(be, 4, call_product, &p),
+                         times = i == GROUP_COUNT ? (double)m / head_rows : layers;
+            if (print)
+                fprintf(stderr, "%-8s %-8s %8.1f us  %6.1f TFLOP/s\n", names[i], backward ? "backward" : "forward",
+                        1e6 * one, product_flops(&p) / one / 1e12);
+            flops += times * product_flops(&p);
+            seconds += times * one;
+        }
+    }
+    be->ops->release(be, x);
+    be->ops->release(be, y);
+    (void)c;
+    return flops / seconds;
+}
+
+struct copy_call {
+    struct backend *be;
+    void *to, *from;
+    size_t bytes;
+};
+
+static void call_copy(void *ctx)
+{
+    const struct copy_call *c = ctx;
+    c->be->ops->copy(c->be, c->to, c->from, c->bytes);
+}
+
+static double measure_copy(struct backend *be)
+{
+    const size_t values = (size_t)1 << 30;
+    struct copy_call c = {be, take(be, values), take(be, values), values * 2};
+    const double seconds = time_calls(be, 4, call_copy, &c);
+    be->ops->release(be, c.to);
+    be->ops->release(be, c.from);
+    return 2.0 * (double)c.bytes / seconds;
+}
+
+/* --- a training step ------------------------------------------------------------------------------------------------
+ */
+
+struct step {
+    const struct settings *s;
+    struct backend *be;
+    const struct model *model;
+    struct placed_model *placed;
+    struct lora host, lora;
+    size_t n;
+    struct train *train;
+    struct batch batch;
+    int micro_batches;
+    bool dp;
+    int64_t *sum;
+    float *gradient, *m, *v;
+    int64_t steps;
+    uint32_t vector;
+    uint64_t state;
+};
+
+static void fill_batch(struct batch *batch, const struct settings *s, uint64_t *state)
+{
+    const int first = strcmp(s->labels, "quarter") == 0 ? s->tokens - s->tokens / 4 : 1;
+    int32_t *ids = calloc((size_t)s->tokens, sizeof *ids);
+    uint8_t *learn = calloc((size_t)s->tokens, 1);
+    if (!ids || !learn)
+        abort();
+    memset(learn + first, 1, (size_t)(s->tokens - first));
+    batch_clear(batch);
+    for (int e = 0; e < s->batch; e++) {
+        for (int i = 0; i < s->tokens; i++)
+            ids[i] = (int32_t)(next_random(state) % (uint32_t)s->shape->config.vocabulary);
+        if (!batch_add(batch, &(struct batch_example){ids, learn, s->tokens}))
+            abort();
+    }
+    free(ids);
+    free(learn);
+}
+
+static void one_step(struct step *t)
+{
+    static const uint8_t key[32] = {1, 2, 3};
+    const struct clip_params clip = {.clip = 1, .grid = 65536};
+    struct backend *be = t->be;
+    struct gaussian gaussian;
+    if (!gaussian_init(&gaussian, (uint64_t)1 << 32))
+        die("the noise's variance");
+    be->ops->zero(be, t->gradient, t->n * sizeof *t->gradient);
+    if (t->dp) {
+        be->ops->zero(be, t->sum, t->n * sizeof *t->sum);
+        be->ops->noise_begin(be, key, t->vector++, &gaussian, t->n);
+    }
+    for (int i = 0; i < t->micro_batches; i++) {
+        train_run(t->train, &t->lora, &t->batch);
+        if (t->dp)
+            be->ops->clip_accumulate(be, t->n, t->batch.examples, train_gradient(t->train, 0),
+                                     train_gradient_stride(t->train), &clip, t->sum, NULL);
+        else
+            be->ops->add(be, t->n, train_gradient(t->train, 0), t->gradient);
+    }
+    if (t->dp) {
+        be->ops->noise_add(be, t->n, t->sum);
+        be->ops->scale_sum(be, t->n, t->sum, 1.0 / (65536.0 * t->batch.examples * t->micro_batches), t->gradient);
+    } else {
+        be->ops->divide(be, t->n, t->batch.examples * t->micro_batches, t->gradient);
+    }
+    const struct adamw_params adamw = {1e-5f, 0.9f, 0.999f, 1e-8f, 0, ++t->steps};
+    be->ops->adamw(be, t->n, &adamw, t->gradient, t->m, t->v, t->lora.trained);
+    wait_for(be);
+}
+
+struct measured {
+    double seconds; /* the median step */
+    double loss;
+    int level;
+    size_t bytes;
+};
+
+static struct measured measure_steps(struct step *t, bool dp, int micro_batches)
+{
+    const struct settings *s = t->s;
+    struct error err = {0};
+    double times[STEPS_MAX];
+    const int32_t rows = s->batch * s->tokens;
+    const struct train_options train_options = {.backend = t->be,
+                                                .placed = t->placed,
+                                                .tokens_max = rows,
+                                                .examples_max = s->batch,
+                                                .example_tokens_max = s->tokens,
+                                                .per_example = dp,
+                                                .noise = dp,
+                                                .checkpoint_level = s->level};
+    t->dp = dp;
+    t->micro_batches = micro_batches;
+    check(train_new(&train_options, t->model, &t->host, &t->train, &err), &err);
+    fill_batch(&t->batch, s, &t->state);
+    for (int i = 0; i < 3; i++) /* run, record, replay */
+        one_step(t);
+    for (int i = 0; i < s->steps; i++) {
+        const double start = now_seconds();
+        one_step(t);
+        times[i] = now_seconds() - start;
+    }
+    const struct measured result = {median(times, s->steps), train_loss(t->train, 0), train_level(t->train),
+                                    train_memory_bytes(t->train)};
+    train_free(t->train);
+    t->train = NULL;
+    return result;
+}
+
+static void step_init(struct step *t, const struct settings *s, struct backend *be, const struct model *model)
+{
+    struct error err = {0};
+    const struct lora_config config = {
+        .mode = LORA_JOINT, .rank = s->rank, .alpha = 2 * s->rank, .targets = LORA_TARGETS_ALL};
+    void *memory = NULL;
+    *t = (struct step){.s = s, .be = be, .model = model, .state = 3};
+    synthetic_lora(&t->host, &config, model);
+    t->n = t->host.trained_count;
+    check(placed_model_new(be, model, s->rank, &t->placed, &err), &err);
+    check(lora_place(&t->lora, &t->host, be, &err), &err);
+    check(be->ops->alloc(be, t->n * (sizeof *t->sum + 3 * sizeof(float)), &memory, &err), &err);
+    t->sum = memory;
+    t->gradient = (float *)(t->sum + t->n);
+    t->m = t->gradient + t->n;
+    t->v = t->m + t->n;
+    check(batch_init(&t->batch, s->batch * s->tokens, s->batch, &err), &err);
+}
+
+static void step_release(struct step *t)
+{
+    batch_release(&t->batch);
+    t->be->ops->release(t->be, t->sum);
+    lora_unplace(&t->lora);
+    placed_model_free(t->placed);
+    lora_release(&t->host);
+}
+
+/* As gpu_table.py says: 4 a weight, 3.5 of the causal attention's forward, 6 a LoRA weight; the head by label rows. */
+static double flops_per_token(const struct settings *s, const struct model *model, size_t lora)
+{
+    const struct model_config *c = &model->config;
+    const double head = (double)c->vocabulary * c->d_model;
+    const double labelled =
+        strcmp(s->labels, "quarter") == 0 ? (double)(s->tokens / 4) / s->tokens : (double)(s->tokens - 1) / s->tokens;
+    const double attention = 2.0 * s->tokens * c->head_count * c->head_size * c->layer_count;
+    return 4 * ((double)model_weight_count(model) - head + head * labelled) + 3.5 * attention + 6.0 * (double)lora;
+}
+
+static void bench_train(const struct settings *s, struct backend *be, const struct model *model)
+{
+    struct step t;
+    struct measured off = {0}, on = {0};
+    step_init(&t, s, be, model);
+    const struct ceilings c = {
+        measure_peak(be), measure_products(be, t.placed, s->batch * s->tokens, model->config.layer_count, !s->json), 0};
+    const int micro = s->dp ? (LOGICAL_BATCH + s->batch - 1) / s->batch : 1;
+    const double rows = (double)s->batch * s->tokens * micro;
+    off = measure_steps(&t, false, micro);
+    if (s->dp)
+        on = measure_steps(&t, true, micro);
+    const struct measured *m = s->dp ? &on : &off;
+    const double flops = flops_per_token(s, model, t.n);
+    if (s->json) {
+        printf(
+            "{\"program\":\"bench_gpu\",\"kind\":\"train\",\"shape\":\"%s\",\"batch\":%d,\"tokens\":%d,\"rank\":%d,"
+            "\"labels\":\"%s\",\"dp\":\"%s\",\"base\":\"%s\",\"kept_quantised\":%s,\"steps\":%d,\"micro_batches\":%d,"
+            "\"level\":%d,\"step_ms\":%.3f,\"tokens_per_second\":%.1f,\"memory_bytes\":%zu,\"flops_per_token\":%.6e,"
+            "\"loss\":%.4f,\"gemm_tflops\":{\"peak\":%.1f,\"weighted\":%.1f}",
+            s->shape->name, s->batch, s->tokens, s->rank, s->labels, s->dp ? "on" : "off", s->base,
+            s->keep_quantised ? "true" : "false", s->steps, micro, m->level, 1e3 * m->seconds, rows / m->seconds,
+            m->bytes, flops, m->loss, c.peak / 1e12, c.weighted / 1e12);
+        if (s->dp)
+            printf(",\"tokens_per_second_without_dp\":%.1f", rows / off.seconds);
+        printf("}\n");
+    } else {
+        printf("%s  %d x %d  base %s  dp %s  level %d  step %.2f ms = %.0f tokens/s = %.3f of the shape's products "
+               "(%.0f TFLOP/s), %.3f of 8192^3 (%.0f)  loss %.3f\n",
+               s->shape->name, s->batch, s->tokens, s->base, s->dp ? "on" : "off", m->level, 1e3 * m->seconds,
+               rows / m->seconds, rows / m->seconds * flops / c.weighted, c.weighted / 1e12,
+               rows / m->seconds * flops / c.peak, c.peak / 1e12, m->loss);
+        if (s->dp)
+            printf("without dp %.0f tokens/s: dp costs %.2f %%\n", rows / off.seconds,
+                   100 * (on.seconds / off.seconds - 1));
+    }
+    step_release(&t);
+}
+
+/* --- decoding --------------------------------------------------------------------------------------------------------
+ */
+
+static void bench_decode(const struct settings *s, struct backend *be, const struct model *model)
+{
+    struct infer *infer = NULL;
+    struct kv_cache *cache = NULL;
+    struct error err = {0};
+    const int32_t vocabulary = model->config.vocabulary, context = s->context, answer = 128;
+    int32_t *ids = calloc((size_t)context, sizeof *ids);
+    float *logits = calloc((size_t)vocabulary, sizeof *logits);
+    uint64_t state = 5;
+    double times[5], prefill[5];
+    const struct infer_options infer_options = {.backend = be, .rows_max = 512, .context_max = context + answer + 1};
+    if (!ids || !logits)
+        abort();
+    for (int32_t i = 0; i < context; i++)
+        ids[i] = (int32_t)(next_random(&state) % (uint32_t)vocabulary);
+    check(infer_new(&infer_options, model, &infer, &err), &err);
+    check(kv_cache_new(be, model, context + answer + 1, &cache, &err), &err);
+    for (int repeat = 0; repeat < 5; repeat++) {
+        kv_cache_truncate(cache, 0);
+        const struct infer_extend prompt = {cache, ids, context};
+        const double start = now_seconds();
+        check(infer_extend(infer, NULL, &prompt, 1, &err), &err);
+        const double began = now_seconds();
+        for (int32_t i = 0; i < answer; i++) {
+            infer_logits(infer, cache, logits);
+            int32_t best = 0;
+            for (int32_t v = 1; v < vocabulary; v++)
+                best = logits[v] > logits[best] ? v : best;
+            const struct infer_extend one = {cache, &best, 1};
+            check(infer_extend(infer, NULL, &one, 1, &err), &err);
+        }
+        times[repeat] = (now_seconds() - began) / answer;
+        prefill[repeat] = began - start;
+    }
+    const double token = median(times, 5), prompt = median(prefill, 5);
+    if (s->json)
+        printf(
+            "{\"program\":\"bench_gpu\",\"kind\":\"decode\",\"shape\":\"%s\",\"base\":\"%s\",\"batch\":1,"
+            "\"context\":%d,\"quantised_kv\":%s,\"decode_tokens_per_second\":%.1f,\"prompt_tokens_per_second\":%.1f}\n",
+            s->shape->name, s->base, context, s->quantise_kv ? "true" : "false", 1 / token, context / prompt);
+    else
+        printf("%s  base %s  %.1f tokens/s after %d tokens of context, prompt %.0f tokens/s\n", s->shape->name, s->base,
+               1 / token, context, context / prompt);
+    kv_cache_free(cache);
+    infer_free(infer);
+    free(ids);
+    free(logits);
+}
+
+/* --- every operation
+ * -------------------------------------------------------------------------------------------------- */
+
+/* The matrices of one layer, as a step has them, and what an operation's call needs. */
+struct layer_bench {
+    struct backend *be;
+    const struct model_config *c;
+    struct placed_model *placed;
+    struct compute compute;
+    struct placed_segments segments;
+    struct attention_shape shape;
+    int32_t m, rank, examples;
+    struct rows x, add, xn, dxn, q, k, v, dq, dk, dv, o, do_, gate, up, act, dact, hidden, dhidden;
+    float *rstd, *lse, *losses, *gradients, *weights;
+    int32_t *ints; /* positions, then targets */
+    size_t stride;
+    int64_t *sum;
+    struct lora *lora;
+    uint32_t vector;
+    int op;
+};
+
+enum {
+    OP_NORM_F,
+    OP_NORM_B,
+    OP_ROPE,
+    OP_ATTENTION_F,
+    OP_ATTENTION_B,
+    OP_GATE_F,
+    OP_GATE_B,
+    OP_QKV_F,
+    OP_QKV_B,
+    OP_O_F,
+    OP_O_B,
+    OP_UP_F,
+    OP_UP_B,
+    OP_DOWN_F,
+    OP_DOWN_B,
+    OP_QKV_G,
+    OP_O_G,
+    OP_UP_G,
+    OP_DOWN_G,
+    OP_EMBED,
+    OP_HEAD,
+    OP_LORA_LOAD,
+    OP_CLIP,
+    OP_NOISE,
+    OP_ADAMW,
+    OP_COUNT
+};
+
+static const char *const op_names[OP_COUNT] = {"norm",
+                                               "norm backward",
+                                               "rope",
+                                               "attention",
+                                               "attention backward",
+                                               "gate",
+                                               "gate backward",
+                                               "qkv",
+                                               "qkv backward",
+                                               "o",
+                                               "o backward",
+                                               "gate, up",
+                                               "gate, up backward",
+                                               "down",
+                                               "down backward",
+                                               "qkv gradients",
+                                               "o gradients",
+                                               "gate, up gradients",
+                                               "down gradients",
+                                               "embed",
+                                               "head and loss",
+                                               "load lora (all layers)",
+                                               "clip (all parameters)",
+                                               "noise (all parameters)",
+                                               "adamw (all parameters)"};
+
+static void call_op(void *ctx)
+{
+    struct layer_bench *b = ctx;
+    struct backend *be = b->be;
+    const struct model_config *c = b->c;
+    static const uint8_t key[32] = {9};
+    const struct rows none = {NULL, 0};
+    const float *gain = b->placed->layers[0].attn_norm;
+    const struct rows qkv[3] = {b->q, b->k, b->v}, dqkv[3] = {b->dq, b->dk, b->dv}, up[2] = {b->gate, b->up};
+    const int32_t heads = c->head_count * c->head_size, kv = c->kv_head_count * c->head_size;
+    const struct placed_labels labels = {b->m, b->ints + b->m, b->weights};
+    const struct clip_params clip = {1, 65536};
+    const struct adamw_params adamw = {1e-9f, 0.9f, 0.99f, 1e-8f, 0, 5};
+    struct gaussian gaussian;
+    switch (b->op) {
+    case OP_NORM_F:
+        be->ops->norm_forward(be, b->m, c->d_model, c->norm_eps, gain, b->x, b->add, b->xn, b->rstd);
+        break;
+    case OP_NORM_B:
+        be->ops->norm_backward(be, b->m, c->d_model, gain, b->x, b->rstd, b->dxn, b->dhidden, true);
+        break;
+    case OP_ROPE:
+        layer_rope(&b->compute, b->m, b->ints, false, b->q, b->k);
+        break;
+    case OP_ATTENTION_F:
+        be->ops->attention_forward(be, &b->shape, &b->segments, b->m, b->q, b->k, b->v, b->o, b->lse);
+        break;
+    case OP_ATTENTION_B:
+        be->ops->attention_backward(be, &b->shape, &b->segments, b->m, b->q, b->k, b->v, b->o, b->lse, b->do_, b->dq,
+                                    b->dk, b->dv);
+        break;
+    case OP_GATE_F:
+        be->ops->gated_forward(be, b->m, c->d_ff, GATE_SILU, b->gate, b->up, b->act);
+        break;
+    case OP_GATE_B:
+        be->ops->gated_backward(be, b->m, c->d_ff, GATE_SILU, b->gate, b->up, b->dact);
+        break;
+    case OP_QKV_F:
+        group_forward(&b->compute, 0, GROUP_QKV, b->m, b->xn, qkv, rows_from(be, b->xn, c->d_model));
+        break;
+    case OP_QKV_B:
+        group_backward(&b->compute, 0, GROUP_QKV, b->m, dqkv, rows_from(be, b->dv, kv), true, b->dxn);
+        break;
+    case OP_O_F:
+        group_forward(&b->compute, 0, GROUP_O, b->m, b->o, &b->hidden, rows_from(be, b->o, heads));
+        break;
+    case OP_O_B:
+        group_backward(&b->compute, 0, GROUP_O, b->m, &b->dhidden, rows_from(be, b->dhidden, c->d_model), true, b->do_);
+        break;
+    case OP_UP_F:
+        group_forward(&b->compute, 0, GROUP_GATE_UP, b->m, b->xn, up, rows_from(be, b->xn, c->d_model));
+        break;
+    case OP_UP_B:
+        group_backward(&b->compute, 0, GROUP_GATE_UP, b->m, up, rows_from(be, b->up, c->d_ff), true, b->dxn);
+        break;
+    case OP_DOWN_F:
+        group_forward(&b->compute, 0, GROUP_DOWN, b->m, b->act, &b->hidden, rows_from(be, b->act, c->d_ff));
+        break;
+    case OP_DOWN_B:
+        group_backward(&b->compute, 0, GROUP_DOWN, b->m, &b->dhidden, rows_from(be, b->dhidden, c->d_model), true,
+                       b->dact);
+        break;
+    case OP_QKV_G:
+        group_gradients(&b->compute, 0, GROUP_QKV, &b->segments, dqkv, rows_from(be, b->xn, c->d_model),
+                        rows_from(be, b->dv, kv), b->xn, b->gradients, b->stride);
+        break;
+    case OP_O_G:
+        group_gradients(&b->compute, 0, GROUP_O, &b->segments, &b->dhidden, rows_from(be, b->o, heads),
+                        rows_from(be, b->dhidden, c->d_model), b->o, b->gradients, b->stride);
+        break;
+    case OP_UP_G:
+        group_gradients(&b->compute, 0, GROUP_GATE_UP, &b->segments, up, rows_from(be, b->xn, c->d_model),
+                        rows_from(be, b->up, c->d_ff), b->xn, b->gradients, b->stride);
+        break;
+    case OP_DOWN_G:
+        group_gradients(&b->compute, 0, GROUP_DOWN, &b->segments, &b->dhidden, rows_from(be, b->act, c->d_ff),
+                        rows_from(be, b->dhidden, c->d_model), b->act, b->gradients, b->stride);
+        break;
+    case OP_EMBED:
+        be->ops->embed(be, b->m, &b->placed->embedding, b->ints, 1, b->x);
+        break;
+    case OP_HEAD:
+        be->ops->cross_entropy(be, &b->placed->head, &labels, b->hidden, b->losses, b->dxn);
+        break;
+    case OP_LORA_LOAD:
+        load_lora(&b->compute);
+        break;
+    case OP_CLIP:
+        be->ops->clip_accumulate(be, b->lora->trained_count, b->examples, b->gradients, b->stride, &clip, b->sum, NULL);
+        break;
+    case OP_NOISE:
+        if (gaussian_init(&gaussian, (uint64_t)1 << 32)) {
+            be->ops->noise_begin(be, key, b->vector++, &gaussian, b->lora->trained_count);
+            be->ops->noise_add(be, b->lora->trained_count, b->sum);
+        }
+        break;
+    case OP_ADAMW:
+        be->ops->adamw(be, b->lora->trained_count, &adamw, b->gradients, b->gradients + b->stride,
+                       b->gradients + 2 * b->stride, b->lora->trained);
+        break;
+    default:
+        break;
+    }
+    (void)none;
+}
+
+/* Floating-point operations and bytes (each input read once, each output written once) of an operation. */
+static void op_cost(const struct layer_bench *b, int op, double *flops, double *bytes)
+{
+    const struct model_config *c = b->c;
+    const double m = b->m, d = c->d_model, ff = c->d_ff, heads = c->head_count * c->head_size,
+                 kv = c->kv_head_count * c->head_size, r = b->rank, vocabulary = c->vocabulary;
+    const double tokens = m / b->examples, p = (double)b->lora->trained_count, e = b->examples;
+    const double ins[4] = {d, heads, d, ff}, outs[4] = {heads + 2 * kv, d, 2 * ff, d}, ranks[4] = {3 * r, r, 2 * r, r};
+    *flops = 0;
+    *bytes = 0;
+    switch (op) {
+    case OP_NORM_F:
+    case OP_NORM_B:
+        *bytes = 4 * 2 * m * d;
+        return;
+    case OP_ROPE:
+        *bytes = 2 * 2 * m * (heads + kv);
+        return;
+    case OP_ATTENTION_F:
+        *flops = 2 * tokens * heads * m;
+        *bytes = 2 * m * (2 * heads + 2 * kv);
+        return;
+    case OP_ATTENTION_B:
+        *flops = 2.5 * 2 * tokens * heads * m;
+        *bytes = 2 * m * (4 * heads + 4 * kv);
+        return;
+    case OP_GATE_F:
+        *bytes = 2 * m * 3 * ff;
+        return;
+    case OP_GATE_B:
+        *bytes = 2 * m * 5 * ff;
+        return;
+    case OP_EMBED:
+        *bytes = 2 * 2 * m * d;
+        return;
+    case OP_HEAD:
+        *flops = 4 * m * d * vocabulary;
+        *bytes = 2 * m * (2 * d + 4 * vocabulary) + 4 * d * vocabulary; /* logits out, read twice, gradient out */
+        return;
+    case OP_LORA_LOAD:
+        *bytes = p * 6;
+        return;
+    case OP_CLIP:
+        *bytes = e * p * 4 * 2 + 16 * p;
+        return;
+    case OP_NOISE:
+        *bytes = 8 * p * 5;
+        return;
+    case OP_ADAMW:
+        *bytes = 4 * p * 7;
+        return;
+    default:
+        break;
+    }
+    if (op >= OP_QKV_G) {
+        const int g = op - OP_QKV_G;
+        *flops = 2 * m * (outs[g] + ins[g]) * r;
+        *bytes = 2 * m * (outs[g] + ins[g] + 2 * ranks[g]) + 8 * e * r * (outs[g] + ranks[g] / r * ins[g]);
+        return;
+    }
+    const int g = (op - OP_QKV_F) / 2;
+    *flops = 2 * m * ins[g] * outs[g] + 2 * m * r * (outs[g] + ranks[g] / r * ins[g]);
+    *bytes = 2 * (m * (ins[g] + outs[g]) + ins[g] * outs[g]);
+}
+
+static struct rows take_rows(struct backend *be, int32_t m, int32_t width, int32_t ranks)
+{
+    const int32_t stride = width + backend_lora_columns(ranks);
+    struct rows r = {take(be, (size_t)m * (size_t)stride), stride};
+    fill_random(be, r.at, (size_t)m * (size_t)stride);
+    return r;
+}
+
+static void bench_ops(const struct settings *s, struct backend *be, const struct model *model)
+{
+    struct step t;
+    struct error err = {0};
+    const struct model_config *c = &model->config;
+    const int32_t m = s->batch * s->tokens, heads = c->head_count * c->head_size, kv = c->kv_head_count * c->head_size;
+    step_init(&t, s, be, model);
+    const struct ceilings top = {measure_peak(be), 0, measure_copy(be)};
+    struct layer_bench b = {.be = be,
+                            .c = c,
+                            .placed = t.placed,
+                            .shape = layer_attention_shape(c),
+                            .m = m,
+                            .rank = s->rank,
+                            .examples = s->batch,
+                            .lora = &t.lora,
+                            .sum = t.sum};
+    const struct backend_needs needs = {.rows = m,
+                                        .width = layer_width_max(c, 3 * s->rank),
+                                        .shape = b.shape,
+                                        .segment_rows = s->tokens,
+                                        .label_rows = m,
+                                        .vocabulary = c->vocabulary,
+                                        .d_model = c->d_model,
+                                        .arena = t.n,
+                                        .units = s->batch,
+                                        .noise = true};
+    check(be->ops->reserve(be, &needs, &err), &err);
+    b.compute = (struct compute){.be = be, .placed = t.placed, .config = c, .lora = &t.lora, .use = GROUP_TRAIN};
+    b.x = take_rows(be, m, c->d_model, 0);
+    b.add = take_rows(be, m, c->d_model, 0);
+    b.xn = take_rows(be, m, c->d_model, 3 * s->rank);
+    b.dxn = take_rows(be, m, c->d_model, 0);
+    b.hidden = take_rows(be, m, c->d_model, 0);
+    b.dhidden = take_rows(be, m, c->d_model, s->rank);
+    b.q = take_rows(be, m, heads + 2 * kv, 0);
+    b.k = rows_from(be, b.q, heads);
+    b.v = rows_from(be, b.k, kv);
+    b.dq = take_rows(be, m, heads + 2 * kv, 3 * s->rank);
+    b.dk = rows_from(be, b.dq, heads);
+    b.dv = rows_from(be, b.dk, kv);
+    b.o = take_rows(be, m, heads, s->rank);
+    b.do_ = take_rows(be, m, heads, 0);
+    b.gate = take_rows(be, m, 2 * c->d_ff, 2 * s->rank);
+    b.up = rows_from(be, b.gate, c->d_ff);
+    b.act = take_rows(be, m, c->d_ff, s->rank);
+    b.dact = take_rows(be, m, c->d_ff, 0);
+    b.rstd = take(be, 2 * (size_t)m);
+    b.losses = take(be, 2 * (size_t)m);
+    b.weights = take(be, 2 * (size_t)m);
+    b.lse = take(be, 2 * (size_t)m * (size_t)c->head_count);
+    b.ints = take(be, 4 * (size_t)m);
+    b.stride = (t.n + 63) / 64 * 64;
+    b.gradients = take(be, 2 * b.stride * (size_t)(s->batch > 3 ? s->batch : 3));
+    float *table = malloc((size_t)s->tokens * (size_t)c->head_size * sizeof *table);
+    int32_t *ints = malloc(2 * (size_t)m * sizeof *ints), *offsets = malloc(((size_t)s->batch + 1) * sizeof *offsets);
+    if (!table || !ints || !offsets)
+        abort();
+    kernels_rope_table(s->tokens, c->head_size, c->rope_base, c->rope_scale, NULL, table);
+    void *rope = take(be, 2 * (size_t)s->tokens * (size_t)c->head_size);
+    be->ops->upload(be, rope, table, (size_t)s->tokens * (size_t)c->head_size * sizeof *table);
+    b.compute.rope = rope;
+    for (int32_t i = 0; i < m; i++) {
+        ints[i] = i % s->tokens;
+        ints[m + i] = i % c->vocabulary;
+    }
+    for (int32_t e = 0; e <= s->batch; e++)
+        offsets[e] = e * s->tokens;
+    be->ops->upload(be, b.ints, ints, 2 * (size_t)m * sizeof *ints);
+    check(be->ops->segments_new(be, m, s->batch, &b.segments, &err), &err);
+    be->ops->segments_set(be, &b.segments, s->batch, offsets);
+    if (s->json)
+        printf("{\"program\":\"bench_gpu\",\"kind\":\"ops\",\"shape\":\"%s\",\"batch\":%d,\"tokens\":%d,\"ops\":[",
+               s->shape->name, s->batch, s->tokens);
+    else
+        printf("%-24s %10s %10s %8s %10s %10s   (ceilings %.0f TFLOP/s, %.2f TB/s)\n", s->shape->name, "floor us", "us",
+               "of floor", "TFLOP/s", "GB/s", top.peak / 1e12, top.copy / 1e12);
+    load_lora(&b.compute);
+    for (b.op = 0; b.op < OP_COUNT; b.op++) {
+        double flops, bytes;
+        op_cost(&b, b.op, &flops, &bytes);
+        const double floor = flops / top.peak > bytes / top.copy ? flops / top.peak : bytes / top.copy;
+        const double seconds = time_calls(be, 5, call_op, &b);
+        if (s->json)
+            printf("%s{\"name\":\"%s\",\"floor_us\":%.2f,\"measured_us\":%.2f,\"flops\":%.4e,\"bytes\":%.4e}",
+                   b.op ? "," : "", op_names[b.op], 1e6 * floor, 1e6 * seconds, flops, bytes);
+        else
+            printf("%-24s %10.1f %10.1f %8.2f %10.1f %10.1f\n", op_names[b.op], 1e6 * floor, 1e6 * seconds,
+                   floor / seconds, flops / seconds / 1e12, bytes / seconds / 1e9);
+    }
+    if (s->json)
+        printf("]}\n");
+    exit(0); /* the process's end releases the card's memory */
+}
+
+int main(int argc, char **argv)
+{
+    struct settings s = {.base = "bf16",
+                         .labels = "all",
+                         .batch = 4,
+                         .tokens = 1024,
+                         .rank = 16,
+                         .steps = 10,
+                         .level = TRAIN_LEVEL_AUTO,
+                         .context = 512};
+    struct synthetic synthetic;
+    parse(argc, argv, &s);
+    struct backend *be = open_card(&s);
+    synthetic_init_shape(&synthetic, s.shape, strcmp(s.base, "q4_1") == 0 ? TENSOR_Q4_1 : TENSOR_BF16);
+    const struct model *model = synthetic_model(&synthetic);
+    if (s.decode)
+        bench_decode(&s, be, model);
+    else if (s.ops)
+        bench_ops(&s, be, model);
+    else
+        bench_train(&s, be, model);
+    backend_free(be);
+    synthetic_release(&synthetic);
+    return 0;
+}

@@ -1,0 +1,697 @@
+/* A CUDA device as a backend: memory, recorded passes, and the table of kernels/backend.h. */
+#include "kernels/cuda/backend.h"
+
+#define GRAPHS_MAX 24
+#define LEAST_CAPABILITY 80 /* bfloat16 products and asynchronous copies */
+
+/* --- memory and errors ----------------------------------------------------------------------------------------------
+ */
+
+void cuda_latch(struct cuda *c, int code, const char *what)
+{
+    if (c->latched.code == 0)
+        error_set(&c->latched, code, "%s failed on %s", what, c->base.name);
+}
+
+static struct allocation *find_allocation(struct cuda *c, const void *at)
+{
+    for (int32_t i = c->allocation_count - 1; i >= 0; i--)
+        if (c->allocations[i].at == at)
+            return &c->allocations[i];
+    return NULL;
+}
+
+static size_t cuda_free_bytes(struct backend *be)
+{
+    const struct cuda *c = cuda_of(be);
+    device_use(c->options.device);
+    const size_t card = device_free_bytes(), margin = (size_t)256 << 20;
+    const size_t left = c->limit_bytes > c->used_bytes ? c->limit_bytes - c->used_bytes : 0;
+    const size_t free_now = card > margin ? card - margin : 0; /* the driver and cuBLAS take some later */
+    return left < free_now ? left : free_now;
+}
+
+int cuda_alloc(struct backend *be, size_t bytes, void **ret, struct error *err)
+{
+    struct cuda *c = cuda_of(be);
+    void *at = NULL;
+    device_use(c->options.device);
+    if (c->allocation_count == c->allocation_room) {
+        const int32_t room = c->allocation_room ? 2 * c->allocation_room : 64;
+        struct allocation *more =
+            static_cast<struct allocation *>(realloc(c->allocations, sizeof *more * (size_t)room));
+        if (!more)
+            return error_set(err, ERR_RESOURCES, "no memory for a table");
+        c->allocations = more;
+        c->allocation_room = room;
+    }
+    if (bytes > c->limit_bytes - c->used_bytes)
+        return error_set(err, ERR_RESOURCES, "%zu MB more than the memory limit of %zu MB allows (%zu MB in use) on %s",
+                         bytes >> 20, c->limit_bytes >> 20, c->used_bytes >> 20, be->name);
+    if (device_alloc(bytes, &at) < 0)
+        return error_set(err, ERR_RESOURCES, "%s has no %zu MB left (%zu MB free)", be->name, bytes >> 20,
+                         device_free_bytes() >> 20);
+    c->allocations[c->allocation_count].at = at;
+    c->allocations[c->allocation_count++].bytes = bytes;
+    c->used_bytes += bytes;
+    *ret = at;
+    return 0;
+}
+
+void cuda_release(struct backend *be, void *at)
+{
+    struct cuda *c = cuda_of(be);
+    if (!at)
+        return;
+    struct allocation *a = find_allocation(c, at);
+    assert(a);
+    c->used_bytes -= a->bytes;
+    *a = c->allocations[--c->allocation_count];
+    device_use(c->options.device);
+    device_release(at);
+}
+
+int cuda_work(struct cuda *c, struct work *work, size_t bytes, struct error *err)
+{
+    if (bytes <= work->bytes)
+        return 0;
+    void *at = NULL;
+    int rc = device_sync(c->stream, err); /* the old memory may be in use */
+    if (rc == 0) {
+        cuda_release(&c->base, work->at);
+        work->at = NULL;
+        work->bytes = 0;
+        rc = cuda_alloc(&c->base, bytes, &at, err);
+    }
+    if (rc < 0)
+        return rc;
+    work->at = at;
+    work->bytes = bytes;
+    return 0;
+}
+
+static void cuda_upload(struct backend *be, void *to, const void *from, size_t bytes)
+{
+    struct cuda *c = cuda_of(be);
+    device_use(c->options.device);
+    if (bytes > 0)
+        device_upload(c->stream, to, from, bytes);
+}
+
+static int cuda_sync(struct backend *be, struct error *err)
+{
+    struct cuda *c = cuda_of(be);
+    device_use(c->options.device);
+    device_download(c->stream, c->failed_host, c->failed, sizeof *c->failed);
+    int rc = device_sync(c->stream, err);
+    if (rc == 0 && *c->failed_host != 0) /* it stays set: nothing of this backend may be released any more */
+        rc = error_set(err, ERR_BUG, "noise could not be drawn on %s: nothing may be released", be->name);
+    if (rc == 0 && c->latched.code != 0)
+        rc = error_set(err, c->latched.code, "%s", c->latched.message);
+    c->latched.code = 0;
+    return rc;
+}
+
+static void cuda_download(struct backend *be, void *to, const void *from, size_t bytes)
+{
+    struct cuda *c = cuda_of(be);
+    struct error err = {};
+    device_use(c->options.device);
+    if (bytes > 0)
+        device_download(c->stream, to, from, bytes);
+    const int rc = device_sync(c->stream, &err);
+    if (rc < 0 && c->latched.code == 0)
+        c->latched = err;
+}
+
+static void cuda_copy(struct backend *be, void *to, const void *from, size_t bytes)
+{
+    struct cuda *c = cuda_of(be);
+    if (bytes > 0)
+        device_copy(c->stream, to, from, bytes);
+}
+
+static void cuda_zero(struct backend *be, void *at, size_t bytes)
+{
+    struct cuda *c = cuda_of(be);
+    if (bytes > 0)
+        device_zero(c->stream, at, bytes);
+}
+
+/* --- work memory ----------------------------------------------------------------------------------------------------
+ */
+
+static int reserve_serving(struct cuda *c, const struct backend_needs *n, struct error *err)
+{
+    /* A pass holds at most `rows` pieces; of one sequence, at most rows / rounds each: rows·rounds is bounded by
+     * rows²/2, but answering has few alternatives. 64 rounds of full rows serve every scoring of this program. */
+    const size_t rounds = n->rows < 64 ? (size_t)n->rows : 64;
+    const size_t bytes = sizeof(struct kv_row) * (size_t)n->rows * rounds;
+    const size_t ranks = 3 * 256;
+    int rc = cuda_work(c, &c->decode, decode_attention_work(&n->shape, n->rows), err);
+    if (rc == 0 && bytes > c->rows.bytes) {
+        device_pinned_release(c->rows_host);
+        c->rows_host = NULL;
+        if ((rc = cuda_work(c, &c->rows, bytes, err)) == 0 && device_pinned_alloc(bytes, &c->rows_host) < 0)
+            rc = error_set(err, ERR_RESOURCES, "no memory for the rows of a pass");
+    }
+    if (rc == 0 && n->rows > c->rows_max)
+        c->rows_max = n->rows;
+    if (rc == 0)
+        rc = cuda_work(c, &c->hidden, ranks * KERNEL_DECODE_ROWS * sizeof(float), err);
+    if (rc == 0 && n->rank_max > 0)
+        rc = cuda_work(c, &c->lora,
+                       (size_t)4 * (size_t)n->width * (size_t)backend_lora_columns(3 * n->rank_max) *
+                           backend_element_bytes(&c->base),
+                       err);
+    if (rc == 0 && n->rank_max > 0)
+        rc = cuda_work(
+            c, &c->lora_hidden,
+            (size_t)n->rows * (size_t)backend_lora_columns(3 * n->rank_max) * backend_element_bytes(&c->base), err);
+    return rc;
+}
+
+static int cuda_reserve(struct backend *be, const struct backend_needs *n, struct error *err)
+{
+    struct cuda *c = cuda_of(be);
+    size_t logits = cuda_logits_bytes(c, n->label_rows, n->vocabulary);
+    const size_t few = (size_t)KERNEL_DECODE_ROWS * (size_t)n->vocabulary * sizeof(float);
+    if (n->decode_length > 0 && few > logits)
+        logits = few;
+    int rc = cuda_work(c, &c->logits, logits, err);
+    if (rc == 0 && n->decode_length == 0) { /* training */
+        products_reference(c->products, n->rows);
+        rc = cuda_work(c, &c->delta, (size_t)n->rows * (size_t)n->shape.heads * sizeof(float), err);
+        if (rc == 0)
+            rc = cuda_work(c, &c->attention, attention_backward_work(be->element, &n->shape, n->rows), err);
+    }
+    if (rc == 0 && n->decode_length > 0)
+        rc = reserve_serving(c, n, err);
+    if (rc == 0 && n->noise)
+        rc = cuda_work(c, &c->noise, n->arena * sizeof(int64_t), err);
+    if (rc == 0 && n->arena > 0)
+        rc = cuda_work(c, &c->clip, arena_clip_work(n->arena, n->units), err);
+    if (rc == 0 && n->arena > 0)
+        rc = cuda_work(c, &c->clip_results, (size_t)n->units * sizeof(struct clip_result), err);
+    return rc;
+}
+
+/* --- recorded passes ------------------------------------------------------------------------------------------------
+ */
+
+struct graph_entry {
+    uint64_t key[4];
+    uint64_t used; /* when last */
+    int32_t times;
+    bool failed; /* it cannot be recorded */
+    struct recording *recording;
+};
+
+struct graph_cache {
+    uint64_t clock;
+    int32_t count;
+    struct graph_entry entries[GRAPHS_MAX];
+};
+
+static struct graph_cache *cuda_graph_cache_new(struct backend *be)
+{
+    return cuda_of(be)->options.eager ? NULL : static_cast<struct graph_cache *>(calloc(1, sizeof(struct graph_cache)));
+}
+
+static void cuda_graph_cache_free(struct backend *be, struct graph_cache *cache)
+{
+    struct error err;
+    if (!cache)
+        return;
+    if (device_sync(cuda_of(be)->stream, &err) < 0)
+        cuda_latch(cuda_of(be), err.code, "a recorded pass");
+    for (int32_t i = 0; i < cache->count; i++)
+        device_recording_free(cache->entries[i].recording);
+    free(cache);
+}
+
+/* The key's entry; a new one takes the place of the one unused for longest. */
+static struct graph_entry *entry_of(struct graph_cache *cache, const uint64_t key[4])
+{
+    struct graph_entry *oldest = &cache->entries[0];
+    for (int32_t i = 0; i < cache->count; i++) {
+        if (memcmp(cache->entries[i].key, key, sizeof cache->entries[i].key) == 0)
+            return &cache->entries[i];
+        if (cache->entries[i].used < oldest->used)
+            oldest = &cache->entries[i];
+    }
+    if (cache->count < GRAPHS_MAX)
+        oldest = &cache->entries[cache->count++];
+    device_recording_free(oldest->recording);
+    memset(oldest, 0, sizeof *oldest);
+    memcpy(oldest->key, key, sizeof oldest->key);
+    return oldest;
+}
+
+/* The first time a pass is only run: algorithms are chosen and kernels loaded then. The second time it is recorded. */
+static void cuda_run_recorded(struct backend *be, struct graph_cache *cache, const uint64_t key[4],
+                              void (*record)(void *ctx), void *ctx)
+{
+    struct cuda *c = cuda_of(be);
+    device_use(c->options.device);
+    struct graph_entry *e = cache ? entry_of(cache, key) : NULL;
+    if (!e || e->failed || e->times++ == 0) {
+        if (e)
+            e->used = ++cache->clock;
+        record(ctx);
+        return;
+    }
+    e->used = ++cache->clock;
+    if (!e->recording) {
+        if (!device_record_begin(c->stream)) {
+            e->failed = true;
+            record(ctx);
+            return;
+        }
+        record(ctx);
+        e->recording = device_record_end(c->stream);
+        if (!e->recording) {
+            e->failed = true;
+            record(ctx);
+            return;
+        }
+    }
+    device_replay(c->stream, e->recording);
+}
+
+/* --- segments -------------------------------------------------------------------------------------------------------
+ */
+
+/* Device and host copies of one block: count, offsets, tiles. */
+struct cuda_segments {
+    void *dev, *host;
+    size_t bytes, tiles_at;
+    int32_t tiles_max;
+};
+
+static struct cuda_segments *segments_of(const struct placed_segments *s)
+{
+    return static_cast<struct cuda_segments *>(s->placed);
+}
+
+static void cuda_segments_free(struct backend *be, struct placed_segments *segments)
+{
+    struct cuda_segments *s = segments_of(segments);
+    if (!s)
+        return;
+    cuda_release(be, s->dev);
+    device_pinned_release(s->host);
+    free(s);
+    memset(segments, 0, sizeof *segments);
+}
+
+static int cuda_segments_new(struct backend *be, int32_t rows_max, int32_t count_max, struct placed_segments *ret,
+                             struct error *err)
+{
+    struct placed_segments p = {};
+    struct cuda_segments *s = static_cast<struct cuda_segments *>(calloc(1, sizeof *s));
+    if (!s)
+        return error_set(err, ERR_RESOURCES, "no memory for a table of sequences");
+    p.rows_max = rows_max;
+    p.count_max = count_max;
+    p.placed = s;
+    s->tiles_max = rows_max / ATTENTION_TILE + count_max;
+    s->tiles_at = (sizeof(int32_t) * ((size_t)count_max + 2) + 255) / 256 * 256;
+    s->bytes = s->tiles_at + sizeof(struct attention_tile) * (size_t)s->tiles_max;
+    int rc = cuda_alloc(be, s->bytes, &s->dev, err);
+    if (rc == 0 && device_pinned_alloc(s->bytes, &s->host) < 0)
+        rc = error_set(err, ERR_RESOURCES, "no memory for a table of sequences");
+    if (rc < 0) {
+        cuda_segments_free(be, &p);
+        return rc;
+    }
+    memset(s->host, 0, s->bytes);
+    *ret = p;
+    return 0;
+}
+
+/* Tiles in descending order of the keys they see, so that the longest work starts first. */
+static int32_t list_tiles(const struct placed_segments *p, struct attention_tile *tiles)
+{
+    int32_t longest = 0, n = 0;
+    for (int32_t e = 0; e < p->count; e++)
+        longest = p->offsets[e + 1] - p->offsets[e] > longest ? p->offsets[e + 1] - p->offsets[e] : longest;
+    for (int32_t at = (longest - 1) / ATTENTION_TILE * ATTENTION_TILE; longest > 0 && at >= 0; at -= ATTENTION_TILE) {
+        for (int32_t e = 0; e < p->count; e++) {
+            const int32_t length = p->offsets[e + 1] - p->offsets[e];
+            if (at >= length)
+                continue;
+            tiles[n].first = p->offsets[e];
+            tiles[n].length = length;
+            tiles[n].at = at;
+            tiles[n++].segment = e;
+        }
+    }
+    return n;
+}
+
+static void cuda_segments_set(struct backend *be, struct placed_segments *segments, int32_t count,
+                              const int32_t *offsets)
+{
+    struct cuda *c = cuda_of(be);
+    struct cuda_segments *s = segments_of(segments);
+    struct error err = {};
+    int32_t *ints = static_cast<int32_t *>(s->host);
+    assert(count <= segments->count_max && offsets[count] <= segments->rows_max);
+    device_use(c->options.device);
+    if (device_sync(c->stream, &err) < 0 && c->latched.code == 0) /* the last upload has left the host copy */
+        c->latched = err;
+    segments->count = count;
+    segments->offsets = offsets;
+    ints[0] = count;
+    memcpy(ints + 1, offsets, sizeof *offsets * ((size_t)count + 1));
+    struct attention_tile *tiles =
+        reinterpret_cast<struct attention_tile *>(static_cast<uint8_t *>(s->host) + s->tiles_at);
+    const int32_t used = list_tiles(segments, tiles);
+    assert(used <= s->tiles_max);
+    memset(tiles + used, 0, sizeof *tiles * (size_t)(s->tiles_max - used));
+    device_upload(c->stream, s->dev, s->host, s->bytes);
+}
+
+static const struct attention_tile *tiles_of(const struct placed_segments *p)
+{
+    const struct cuda_segments *s = segments_of(p);
+    return reinterpret_cast<const struct attention_tile *>(static_cast<uint8_t *>(s->dev) + s->tiles_at);
+}
+
+/* At most so many tiles lie in m rows. */
+static int32_t tiles_bound(const struct placed_segments *p, int32_t m)
+{
+    const int32_t bound = m / ATTENTION_TILE + p->count_max, most = segments_of(p)->tiles_max;
+    return bound < most ? bound : most;
+}
+
+/* --- the table ------------------------------------------------------------------------------------------------------
+ */
+
+static void cuda_group_gradients(struct backend *be, const struct linear_group *g, const struct group_lora *lora,
+                                 const struct placed_segments *segments, const struct rows dy[], struct rows h,
+                                 struct rows dh, struct rows x, const struct group_gradient *where, float *base,
+                                 size_t stride)
+{
+    struct cuda *c = cuda_of(be);
+    struct gradient_job jobs[GRADIENT_JOBS_MAX];
+    int32_t count = 0, column = 0;
+    for (int32_t i = 0; i < g->count; i++) {
+        if (!lora->a[i])
+            continue;
+        struct gradient_job *b = &jobs[count++];
+        b->left = dy[i];
+        b->right = rows_from(be, h, column);
+        b->left_width = g->out[i];
+        b->right_width = lora->rank;
+        b->scale = lora->scale;
+        b->offset = where->b_offset[i];
+        if (where->with_a) {
+            struct gradient_job *a = &jobs[count++];
+            a->left = rows_from(be, dh, column);
+            a->right = x;
+            a->left_width = lora->rank;
+            a->right_width = g->in;
+            a->scale = 1;
+            a->offset = where->a_offset[i];
+        }
+        column += lora->rank;
+    }
+    const int32_t *ints = static_cast<const int32_t *>(segments_of(segments)->dev);
+    if (count > 0)
+        gradients_add(c->stream, be->element, count, jobs, ints + 1, ints, segments->count_max, base, stride);
+}
+
+static void cuda_norm_forward(struct backend *be, int32_t m, int32_t n, float eps, const float *gain, struct rows x,
+                              struct rows add, struct rows y, float *rstd)
+{
+    rows_norm_forward(cuda_of(be)->stream, be->element, m, n, eps, gain, x, add, y, rstd);
+}
+
+static void cuda_norm_backward(struct backend *be, int32_t m, int32_t n, const float *gain, struct rows x,
+                               const float *rstd, struct rows dy, struct rows dx, bool accumulate)
+{
+    rows_norm_backward(cuda_of(be)->stream, be->element, m, n, gain, x, rstd, dy, dx, accumulate);
+}
+
+static void cuda_rope(struct backend *be, int32_t m, int32_t heads, int32_t head_size, int32_t rotated,
+                      enum rope_order order, bool inverse, const float *table, const int32_t *positions, struct rows x)
+{
+    rows_rope(cuda_of(be)->stream, be->element, m, heads, head_size, rotated, order, inverse, table, positions, x);
+}
+
+static void cuda_gated_forward(struct backend *be, int32_t m, int32_t n, enum gate_kind kind, struct rows gate,
+                               struct rows up, struct rows out)
+{
+    rows_gated_forward(cuda_of(be)->stream, be->element, m, n, kind, gate, up, out);
+}
+
+static void cuda_gated_backward(struct backend *be, int32_t m, int32_t n, enum gate_kind kind, struct rows gate,
+                                struct rows up, struct rows dout)
+{
+    rows_gated_backward(cuda_of(be)->stream, be->element, m, n, kind, gate, up, dout);
+}
+
+static void cuda_gather(struct backend *be, int32_t m, int32_t width, const int32_t *index, struct rows from,
+                        struct rows to)
+{
+    rows_gather(cuda_of(be)->stream, be->element, m, width, index, from, to);
+}
+
+static void cuda_attention_forward(struct backend *be, const struct attention_shape *shape,
+                                   const struct placed_segments *segments, int32_t m, struct rows q, struct rows k,
+                                   struct rows v, struct rows o, float *lse)
+{
+    attention_forward(cuda_of(be)->stream, be->element, shape, tiles_of(segments), tiles_bound(segments, m), q, k, v, o,
+                      lse);
+}
+
+static void cuda_attention_backward(struct backend *be, const struct attention_shape *shape,
+                                    const struct placed_segments *segments, int32_t m, struct rows q, struct rows k,
+                                    struct rows v, struct rows o, const float *lse, struct rows do_, struct rows dq,
+                                    struct rows dk, struct rows dv)
+{
+    struct cuda *c = cuda_of(be);
+    assert((size_t)m * (size_t)shape->heads * sizeof(float) <= c->delta.bytes);
+    attention_backward(c->stream, be->element, shape, tiles_of(segments), tiles_bound(segments, m), m, q, k, v, o, lse,
+                       do_, dq, dk, dv, static_cast<float *>(c->delta.at), c->attention.at);
+}
+
+static void cuda_clip_accumulate(struct backend *be, size_t n, int32_t count, const float *g, size_t stride,
+                                 const struct clip_params *params, int64_t *sum, struct clip_result *results)
+{
+    struct cuda *c = cuda_of(be);
+    assert((size_t)count * sizeof *results <= c->clip_results.bytes);
+    device_use(c->options.device);
+    arena_clip_accumulate(c->stream, n, count, g, stride, params, sum,
+                          static_cast<struct clip_result *>(c->clip_results.at), c->clip.at);
+    if (results)
+        be->ops->download(be, results, c->clip_results.at, (size_t)count * sizeof *results);
+}
+
+static void cuda_clip_add(struct backend *be, size_t n, int32_t count, const float *g, size_t stride, double clip,
+                          float *sum)
+{
+    struct cuda *c = cuda_of(be);
+    arena_clip_add(c->stream, n, count, g, stride, clip, sum, c->clip.at);
+}
+
+static void cuda_add(struct backend *be, size_t n, const float *b, float *a)
+{
+    arena_add(cuda_of(be)->stream, n, b, a);
+}
+
+static void cuda_scale_sum(struct backend *be, size_t n, const int64_t *sum, double scale, float *out)
+{
+    arena_scale_sum(cuda_of(be)->stream, n, sum, scale, out);
+}
+
+static void cuda_divide(struct backend *be, size_t n, double denominator, float *a)
+{
+    arena_divide(cuda_of(be)->stream, n, denominator, a);
+}
+
+static void cuda_adamw(struct backend *be, size_t n, const struct adamw_params *params, const float *g, float *m,
+                       float *v, float *p)
+{
+    arena_adamw(cuda_of(be)->stream, n, params, g, m, v, p);
+}
+
+static void cuda_sgd_momentum(struct backend *be, size_t n, float lr, float momentum, const float *g, float *m,
+                              float *p)
+{
+    arena_sgd_momentum(cuda_of(be)->stream, n, lr, momentum, g, m, p);
+}
+
+/* --- noise ----------------------------------------------------------------------------------------------------------
+ */
+
+static void cuda_noise_begin(struct backend *be, const uint8_t key[32], uint32_t number,
+                             const struct gaussian *gaussian, size_t n)
+{
+    struct cuda *c = cuda_of(be);
+    assert(c->noise.at && n * sizeof(int64_t) <= c->noise.bytes);
+    device_use(c->options.device);
+    device_after(c->side, c->stream); /* the last vector has been added and wiped */
+    noise_fill(c->side, key, number, gaussian, n, static_cast<int64_t *>(c->noise.at), c->failed);
+    c->noise_count = n;
+}
+
+TEMPLATE_KERNEL add_noise(size_t n, int64_t *RESTRICT noise, int64_t *RESTRICT sum, int32_t *RESTRICT failed)
+{
+    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n)
+        return;
+    const int64_t a = sum[i], b = noise[i];
+    const int64_t total = (int64_t)((uint64_t)a + (uint64_t)b);
+    noise[i] = 0;
+    if (((a ^ total) & (b ^ total)) < 0)
+        *failed = 1;
+    sum[i] = total;
+}
+
+static void cuda_noise_add(struct backend *be, size_t n, int64_t *sum)
+{
+    struct cuda *c = cuda_of(be);
+    assert(n == c->noise_count);
+    c->noise_count = 0;
+    device_use(c->options.device);
+    device_after(c->stream, c->side);
+    LAUNCH(add_noise, dim3((unsigned)((n + 255) / 256)), 256, 0, c->stream, n, static_cast<int64_t *>(c->noise.at), sum,
+           c->failed);
+}
+
+static void cuda_free(struct backend *be)
+{
+    struct cuda *c = cuda_of(be);
+    struct error err;
+    device_use(c->options.device);
+    if ((c->stream && device_sync(c->stream, &err) < 0) || (c->side && device_sync(c->side, &err) < 0))
+        fprintf(stderr, "closing %s: %s\n", be->name, err.message);
+    if (c->noise.at) /* a step that was given up leaves its noise */
+        device_zero(c->stream, c->noise.at, c->noise.bytes);
+    if (c->stream && device_sync(c->stream, &err) < 0)
+        fprintf(stderr, "closing %s: %s\n", be->name, err.message);
+    struct work *const all[] = {&c->delta, &c->attention,   &c->logits, &c->clip,   &c->clip_results, &c->matrix,
+                                &c->lora,  &c->lora_hidden, &c->hidden, &c->decode, &c->rows,         &c->noise};
+    for (size_t i = 0; i < ARRAY_LEN(all); i++)
+        cuda_release(be, all[i]->at);
+    assert(c->allocation_count == 0); /* everything placed on it was released before */
+    device_release(c->failed);
+    device_pinned_release(c->failed_host);
+    device_pinned_release(c->rows_host);
+    device_stream_free(c->side);
+    products_free(c->products);
+    device_stream_free(c->stream);
+    free(c->allocations);
+    free(c);
+}
+
+static struct backend_ops make_table(void)
+{
+    struct backend_ops t = {};
+    t.free = cuda_free;
+    t.alloc = cuda_alloc;
+    t.release = cuda_release;
+    t.upload = cuda_upload;
+    t.download = cuda_download;
+    t.copy = cuda_copy;
+    t.zero = cuda_zero;
+    t.sync = cuda_sync;
+    t.free_bytes = cuda_free_bytes;
+    t.reserve = cuda_reserve;
+    t.run_recorded = cuda_run_recorded;
+    t.graph_cache_new = cuda_graph_cache_new;
+    t.graph_cache_free = cuda_graph_cache_free;
+    t.weights_fit = cuda_weights_fit;
+    t.group_new = cuda_group_new;
+    t.group_free = cuda_group_free;
+    t.lora_load = cuda_lora_load;
+    t.group_forward = cuda_group_forward;
+    t.lora_down = cuda_lora_down;
+    t.group_backward = cuda_group_backward;
+    t.group_gradients = cuda_group_gradients;
+    t.norm_forward = cuda_norm_forward;
+    t.norm_backward = cuda_norm_backward;
+    t.rope = cuda_rope;
+    t.gated_forward = cuda_gated_forward;
+    t.gated_backward = cuda_gated_backward;
+    t.embed = cuda_embed;
+    t.gather = cuda_gather;
+    t.segments_new = cuda_segments_new;
+    t.segments_free = cuda_segments_free;
+    t.segments_set = cuda_segments_set;
+    t.attention_forward = cuda_attention_forward;
+    t.attention_backward = cuda_attention_backward;
+    t.kv_new = cuda_kv_new;
+    t.kv_free = cuda_kv_free;
+    t.kv_copy = cuda_kv_copy;
+    t.pieces_set = cuda_pieces_set;
+    t.attend = cuda_attend;
+    t.cross_entropy = cuda_cross_entropy;
+    t.logits = cuda_logits;
+    t.clip_accumulate = cuda_clip_accumulate;
+    t.clip_add = cuda_clip_add;
+    t.add = cuda_add;
+    t.scale_sum = cuda_scale_sum;
+    t.divide = cuda_divide;
+    t.noise_begin = cuda_noise_begin;
+    t.noise_add = cuda_noise_add;
+    t.adamw = cuda_adamw;
+    t.sgd_momentum = cuda_sgd_momentum;
+    return t;
+}
+
+static const struct backend_ops cuda_ops = make_table();
+
+/* --- opening --------------------------------------------------------------------------------------------------------
+ */
+
+static int check_card(const struct device_info *info, const struct backend_cuda_options *options, struct error *err)
+{
+    if (info->major * 10 + info->minor < LEAST_CAPABILITY)
+        return error_set(err, ERR_CONFIG,
+                         "%s is too old: it has compute capability %d.%d, and 8.0 (Ampere, 2020) is the least",
+                         info->name, info->major, info->minor);
+    if (options->memory_limit_bytes > 0 && options->memory_limit_bytes > info->memory_bytes)
+        return error_set(err, ERR_CONFIG, "a memory limit of %zu MB, but %s has %zu MB",
+                         options->memory_limit_bytes >> 20, info->name, info->memory_bytes >> 20);
+    return 0;
+}
+
+int backend_cuda_new(const struct backend_cuda_options *options, struct backend **ret_backend, struct error *err)
+{
+    struct device_info info;
+    int rc = device_open(options->device, &info, err);
+    if (rc == 0)
+        rc = check_card(&info, options, err);
+    if (rc < 0)
+        return rc;
+    struct cuda *c = static_cast<struct cuda *>(calloc(1, sizeof *c));
+    if (!c)
+        return error_set(err, ERR_RESOURCES, "no memory for the compute backend");
+    c->options = *options;
+    c->info = info;
+    c->limit_bytes = options->memory_limit_bytes ? options->memory_limit_bytes : info.free_bytes;
+    c->base.ops = &cuda_ops;
+    c->base.element = options->precision == KERNEL_BF16 ? TENSOR_BF16 : TENSOR_F32;
+    c->base.fused = true;
+    c->base.row_multiple = 64;
+    c->base.threads = 1;
+    snprintf(c->base.name, sizeof c->base.name, "cuda:%d %s", options->device, info.name);
+    void *failed = NULL, *failed_host = NULL;
+    if (device_stream_new(&c->stream) < 0 || device_stream_new(&c->side) < 0 ||
+        device_alloc(sizeof *c->failed, &failed) < 0 || device_pinned_alloc(sizeof *c->failed, &failed_host) < 0)
+        rc = error_set(err, ERR_RESOURCES, "%s gives no stream", c->base.name);
+    else if (!(c->products = products_new(c->base.element, err)))
+        rc = ERR_RESOURCES;
+    c->failed = static_cast<int32_t *>(failed);
+    c->failed_host = static_cast<int32_t *>(failed_host);
+    if (rc < 0) {
+        cuda_free(&c->base);
+        return rc;
+    }
+    *ret_backend = &c->base;
+    return 0;
+}

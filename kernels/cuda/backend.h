@@ -1,0 +1,105 @@
+/* Internal to kernels/cuda: the opened device, shared by the files of the table (backend.cu, weights.cu, serve.cu). */
+#ifndef KERNELS_CUDA_BACKEND_H
+#define KERNELS_CUDA_BACKEND_H
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/internal.h"
+#include "kernels/cuda/product.h"
+
+struct allocation {
+    void *at;
+    size_t bytes;
+};
+
+/* Memory that grows to the largest of what it was asked for. */
+struct work {
+    void *at;
+    size_t bytes;
+};
+
+struct cuda {
+    struct backend base;
+    struct backend_cuda_options options;
+    struct device_info info;
+    stream_t stream, side; /* noise is drawn on the side */
+    struct products *products;
+    struct error latched; /* code 0: none */
+
+    size_t used_bytes, limit_bytes;
+    struct allocation *allocations;
+    int32_t allocation_count, allocation_room;
+
+    /* Grown by reserve(); null until then. */
+    struct work delta, attention, logits, clip, clip_results, matrix, lora, lora_hidden, hidden, decode, rows, noise;
+    void *rows_host;      /* pinned; as long as rows */
+    int32_t *failed;      /* dev: becomes 1 if noise could not be drawn or a sum left 64 bits */
+    int32_t *failed_host; /* pinned */
+    size_t noise_count;   /* begun and not added yet */
+    int32_t rows_max, rounds, length_bucket, pass_rows; /* of pieces_set */
+    struct kv_layout kv_layout;
+};
+
+static inline struct cuda *cuda_of(struct backend *be)
+{
+    return reinterpret_cast<struct cuda *>(be);
+}
+
+void cuda_latch(struct cuda *c, int code, const char *what);
+/* Memory with its bytes counted against the limit; as backend.h's alloc. */
+int cuda_alloc(struct backend *be, size_t bytes, void **ret, struct error *err);
+void cuda_release(struct backend *be, void *at);
+int cuda_work(struct cuda *c, struct work *work, size_t bytes, struct error *err);
+
+/* --- weights.cu ----------------------------------------------------------------------------------------------------
+ */
+
+/* One linear of a group as its file has it, on the device; NULL where the dense matrix is enough. */
+struct given_matrix {
+    void *at;
+    enum tensor_type type;
+    size_t row_bytes;
+};
+
+/* What linear_group.placed is: see product.h for the augmented matrix. */
+struct cuda_group {
+    int32_t out_total, in;
+    int32_t lora_rows; /* R */
+    int32_t stride;    /* in + R */
+    void *matrix;      /* (out_total + R, stride) of the element; NULL: decoded into cuda.matrix at each use */
+    struct given_matrix given[BACKEND_GROUP_MAX];
+    struct group_lora loaded; /* of lora_load; rank 0: none */
+    int32_t loaded_rank;      /* all members' */
+};
+
+int cuda_group_new(struct backend *be, int32_t count, const struct tensor *const w[], int32_t rank_max,
+                   struct linear_group *ret, struct error *err);
+void cuda_group_free(struct backend *be, struct linear_group *group);
+void cuda_lora_load(struct backend *be, struct linear_group *group, const struct group_lora *lora);
+/* The group's augmented matrix, decoded now if it is not kept. with_lora: LoRA's parts hold the loaded factors. */
+const void *cuda_matrix(struct cuda *c, const struct linear_group *group, bool with_lora);
+size_t cuda_logits_bytes(const struct cuda *c, int32_t rows, int32_t vocabulary);
+int cuda_weights_fit(struct backend *be, size_t values, size_t given_bytes, struct error *err);
+void cuda_lora_down(struct backend *be, const struct linear_group *g, const struct group_lora *lora, int32_t m,
+                    struct rows x, struct rows h);
+void cuda_group_forward(struct backend *be, enum group_use use, const struct linear_group *g,
+                        const struct group_lora *lora, int32_t m, struct rows x, const struct rows y[], struct rows h);
+void cuda_group_backward(struct backend *be, const struct linear_group *g, const struct group_lora *lora, int32_t m,
+                         const struct rows dy[], struct rows dh, bool with_dh, struct rows dx);
+void cuda_embed(struct backend *be, int32_t m, const struct linear_group *table, const int32_t *ids, float scale,
+                struct rows y);
+void cuda_cross_entropy(struct backend *be, const struct linear_group *head, const struct placed_labels *labels,
+                        struct rows x, float *losses, struct rows dx);
+void cuda_logits(struct backend *be, const struct linear_group *head, int32_t m, struct rows x, float *logits);
+
+/* --- serve.cu ------------------------------------------------------------------------------------------------------
+ */
+
+int cuda_kv_new(struct backend *be, int32_t layers, int32_t kv_heads, int32_t head_size, int32_t length_max,
+                struct kv **ret, struct error *err);
+void cuda_kv_free(struct backend *be, struct kv *kv);
+void cuda_kv_copy(struct backend *be, struct kv *to, const struct kv *from, int32_t length);
+uint64_t cuda_pieces_set(struct backend *be, const struct kv_piece *pieces, int32_t count);
+void cuda_attend(struct backend *be, const struct attention_shape *shape, int32_t layer, struct rows q, struct rows k,
+                 struct rows v, struct rows o);
+
+#endif

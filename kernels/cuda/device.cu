@@ -1,0 +1,173 @@
+/* The CUDA runtime behind device.h. */
+#include "kernels/cuda/device.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+static int fail(cudaError_t e, const char *doing, struct error *err)
+{
+    const int code = e == cudaErrorMemoryAllocation ? ERR_RESOURCES : ERR_FAILED;
+    return error_set(err, code, "CUDA failed while %s: %s (%s)", doing, cudaGetErrorString(e), cudaGetErrorName(e));
+}
+
+int device_open(int ordinal, struct device_info *ret_info, struct error *err)
+{
+    int count = 0;
+    cudaError_t e = cudaGetDeviceCount(&count);
+    if (e == cudaErrorInsufficientDriver)
+        return error_set(
+            err, ERR_NOT_FOUND,
+            "no NVIDIA driver for CUDA %d.%d: `nvidia-smi` shows whether one is installed and how old it is",
+            CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    if (e == cudaErrorNoDevice || (e == cudaSuccess && count == 0))
+        return error_set(err, ERR_NOT_FOUND, "no CUDA device: none is installed or CUDA_VISIBLE_DEVICES hides it");
+    if (e != cudaSuccess)
+        return error_set(err, ERR_NOT_FOUND, "CUDA cannot start: %s", cudaGetErrorString(e));
+    if (ordinal < 0 || ordinal >= count)
+        return error_set(err, ERR_NOT_FOUND, "no CUDA device %d: there are %d, counted from 0", ordinal, count);
+    cudaDeviceProp p;
+    size_t free_bytes = 0, total = 0;
+    if ((e = cudaSetDevice(ordinal)) != cudaSuccess || (e = cudaGetDeviceProperties(&p, ordinal)) != cudaSuccess ||
+        (e = cudaMemGetInfo(&free_bytes, &total)) != cudaSuccess)
+        return fail(e, "opening the device", err);
+    struct device_info info = {};
+    snprintf(info.name, sizeof info.name, "%.63s", p.name);
+    info.major = p.major;
+    info.minor = p.minor;
+    info.multiprocessors = p.multiProcessorCount;
+    info.memory_bytes = total;
+    info.free_bytes = free_bytes;
+    *ret_info = info;
+    return 0;
+}
+
+void device_use(int ordinal)
+{
+    cudaSetDevice(ordinal);
+}
+
+size_t device_free_bytes(void)
+{
+    size_t free_bytes = 0, total = 0;
+    return cudaMemGetInfo(&free_bytes, &total) == cudaSuccess ? free_bytes : 0;
+}
+
+int device_alloc(size_t bytes, void **ret)
+{
+    void *at = NULL;
+    if (cudaMalloc(&at, bytes ? bytes : 1) != cudaSuccess) {
+        cudaGetLastError(); /* not to be taken for a launch's failure later */
+        return ERR_RESOURCES;
+    }
+    if (cudaMemset(at, 0, bytes) != cudaSuccess) {
+        cudaFree(at);
+        return ERR_RESOURCES;
+    }
+    *ret = at;
+    return 0;
+}
+
+void device_release(void *at)
+{
+    cudaFree(at);
+}
+
+int device_pinned_alloc(size_t bytes, void **ret)
+{
+    if (cudaHostAlloc(ret, bytes ? bytes : 1, cudaHostAllocDefault) == cudaSuccess)
+        return 0;
+    cudaGetLastError();
+    return ERR_RESOURCES;
+}
+
+void device_pinned_release(void *at)
+{
+    cudaFreeHost(at);
+}
+
+int device_stream_new(stream_t *ret)
+{
+    return cudaStreamCreateWithFlags(ret, cudaStreamNonBlocking) == cudaSuccess ? 0 : ERR_RESOURCES;
+}
+
+void device_stream_free(stream_t s)
+{
+    if (s)
+        cudaStreamDestroy(s);
+}
+
+void device_upload(stream_t s, void *to, const void *from, size_t bytes)
+{
+    cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, s);
+}
+
+void device_download(stream_t s, void *to, const void *from, size_t bytes)
+{
+    cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, s);
+}
+
+void device_copy(stream_t s, void *to, const void *from, size_t bytes)
+{
+    cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, s);
+}
+
+void device_zero(stream_t s, void *at, size_t bytes)
+{
+    cudaMemsetAsync(at, 0, bytes, s);
+}
+
+void device_after(stream_t s, stream_t other)
+{
+    cudaEvent_t done;
+    if (cudaEventCreateWithFlags(&done, cudaEventDisableTiming) != cudaSuccess)
+        return; /* shows at the next device_sync */
+    if (cudaEventRecord(done, other) == cudaSuccess)
+        cudaStreamWaitEvent(s, done, 0);
+    cudaEventDestroy(done);
+}
+
+int device_sync(stream_t s, struct error *err)
+{
+    cudaError_t e = cudaStreamSynchronize(s), last = cudaGetLastError();
+    if (e == cudaSuccess)
+        e = last;
+    return e == cudaSuccess ? 0 : fail(e, "computing", err);
+}
+
+struct recording {
+    cudaGraphExec_t exec;
+};
+
+bool device_record_begin(stream_t s)
+{
+    return cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal) == cudaSuccess;
+}
+
+struct recording *device_record_end(stream_t s)
+{
+    cudaGraph_t graph = NULL;
+    struct recording *r = NULL;
+    cudaGraphExec_t exec;
+    if (cudaStreamEndCapture(s, &graph) == cudaSuccess && graph &&
+        cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess &&
+        (r = static_cast<struct recording *>(malloc(sizeof *r))) != NULL)
+        r->exec = exec;
+    if (graph)
+        cudaGraphDestroy(graph);
+    if (!r)
+        cudaGetLastError();
+    return r;
+}
+
+void device_replay(stream_t s, struct recording *recording)
+{
+    cudaGraphLaunch(recording->exec, s);
+}
+
+void device_recording_free(struct recording *recording)
+{
+    if (!recording)
+        return;
+    cudaGraphExecDestroy(recording->exec);
+    free(recording);
+}

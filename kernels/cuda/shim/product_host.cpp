@@ -1,0 +1,87 @@
+/* product.h by plain loops: sums over k in order, float32. */
+#include "kernels/cuda/product.h"
+
+#include <stdlib.h>
+
+struct products {
+    enum tensor_type type;
+};
+
+struct products *products_new(enum tensor_type type, struct error *err)
+{
+    assert(type == TENSOR_F32 || type == TENSOR_BF16);
+    struct products *p = static_cast<struct products *>(calloc(1, sizeof *p));
+    if (!p) {
+        error_set(err, ERR_RESOURCES, "no memory for the matrix products");
+        return NULL;
+    }
+    p->type = type;
+    return p;
+}
+
+void products_free(struct products *p)
+{
+    free(p);
+}
+
+static float element(enum tensor_type type, const void *at, ptrdiff_t i)
+{
+    return type == TENSOR_BF16 ? bf16_to_float(static_cast<const bf16 *>(at)[i]) : static_cast<const float *>(at)[i];
+}
+
+/* to (rows, columns) = the matrix at `at`, or its transpose, whose rows lie ld apart. */
+static void gather(enum tensor_type type, const void *at, int32_t ld, bool transposed, int32_t rows, int32_t columns,
+                   float *to)
+{
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        for (ptrdiff_t j = 0; j < columns; j++)
+            to[i * columns + j] = element(type, at, transposed ? j * ld + i : i * ld + j);
+    }
+}
+
+int product_run(struct products *p, stream_t, const struct product *product)
+{
+    int32_t m = product->m, n = product->n, k = product->k;
+    assert(m >= 0 && n >= 0 && k >= 0);
+    assert(product->lda >= (product->a_transposed ? m : k) && product->ldb >= (product->b_transposed ? k : n));
+    assert(product->ldc >= n && (product->c_type == TENSOR_F32 || product->c_type == TENSOR_BF16));
+    if (m == 0 || n == 0)
+        return 0;
+
+    /* a (m, k), b (k, n) and one row of sums: a column's sums run in the order of k whatever n and m are. */
+    float *a = static_cast<float *>(malloc(((size_t)m * k + 1) * sizeof(float)));
+    float *b = static_cast<float *>(malloc(((size_t)k * n + 1) * sizeof(float)));
+    float *sums = static_cast<float *>(malloc((size_t)n * sizeof(float)));
+    int code = a && b && sums ? 0 : ERR_RESOURCES;
+    if (code == 0) {
+        gather(p->type, product->a, product->lda, product->a_transposed, m, k, a);
+        gather(p->type, product->b, product->ldb, product->b_transposed, k, n, b);
+        for (ptrdiff_t i = 0; i < m; i++) {
+            memset(sums, 0, (size_t)n * sizeof(float));
+            for (ptrdiff_t l = 0; l < k; l++) {
+                for (ptrdiff_t j = 0; j < n; j++)
+                    sums[j] += a[i * k + l] * b[l * n + j];
+            }
+            for (ptrdiff_t j = 0; j < n; j++) {
+                ptrdiff_t at = i * product->ldc + j;
+                float x = product->alpha * sums[j];
+                if (product->beta != 0)
+                    x += product->beta * element(product->c_type, product->c, at);
+                if (product->c_type == TENSOR_BF16)
+                    static_cast<bf16 *>(product->c)[at] = bf16_from_float(x);
+                else
+                    static_cast<float *>(product->c)[at] = x;
+            }
+        }
+    }
+    free(a);
+    free(b);
+    free(sums);
+    return code;
+}
+
+void products_reference(struct products *p, int32_t m)
+{
+    (void)p;
+    (void)m;
+}

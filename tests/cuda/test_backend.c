@@ -1,0 +1,623 @@
+/*
+ * The CUDA backend under the loops of model/: the golden files, the CPU as a second opinion, batchmates, checkpoint
+ * levels, answering over blocks of keys and values, quantised weights, recorded passes, memory limits. Linked with the
+ * shim it runs everywhere; in a build with CUDA it wants a card.
+ */
+#include "model/infer.h"
+#include "model/placed.h"
+#include "model/train.h"
+#include "tests/check.h"
+#include "tests/model/tiny.h"
+
+#define VOCABULARY 128
+
+static struct backend *open_cuda(struct backend_cuda_options options)
+{
+    struct backend *backend = NULL;
+    struct error err = {0};
+    int rc = backend_cuda_new(&options, &backend, &err);
+    if (rc == ERR_NOT_FOUND || (rc < 0 && rc != ERR_RESOURCES)) {
+        fprintf(stderr, "skipped: %s\n", err.message);
+        exit(77);
+    }
+    if (rc < 0) {
+        fprintf(stderr, "%s\n", err.message);
+        exit(1);
+    }
+    return backend;
+}
+
+static double distance(const float *got, const float *want, size_t n)
+{
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < n; i++) {
+        difference += ((double)got[i] - want[i]) * ((double)got[i] - want[i]);
+        norm += (double)want[i] * want[i];
+    }
+    return norm > 0 ? sqrt(difference / norm) : sqrt(difference);
+}
+
+static void must(int rc, const struct error *err)
+{
+    if (rc < 0)
+        fprintf(stderr, "%s\n", err->message);
+    CHECK(rc == 0);
+}
+
+/* --- golden files --------------------------------------------------------------------------------------------------
+ */
+
+static const char *const files[] = {"tests/golden/llama_joint_all.golden", "tests/golden/llama_ffa_qv.golden",
+                                    "tests/golden/llama_joint_middle.golden"};
+
+static void check_training(const struct golden *g, struct backend *be, int level, double tolerance)
+{
+    struct tiny tiny;
+    struct lora host, lora;
+    struct batch batch;
+    struct train *train = NULL;
+    struct error err = {0};
+    tiny_init(&tiny, &g->config, g->tied);
+    tiny_lora(&host, &g->lora, &tiny.model);
+    golden_batch(g, &batch);
+    must(lora_place(&lora, &host, be, &err), &err);
+    struct train_options options = {.backend = be,
+                                    .checkpoint_level = level,
+                                    .tokens_max = g->tokens,
+                                    .examples_max = g->examples,
+                                    .example_tokens_max = g->tokens,
+                                    .per_example = true};
+    int rc = train_new(&options, &tiny.model, &host, &train, &err);
+    must(rc, &err);
+    float *got = malloc(host.trained_count * sizeof *got), *first = malloc(host.trained_count * sizeof *first);
+    for (int repeat = 0; rc == 0 && repeat < 3; repeat++) { /* run, recorded, replayed */
+        train_run(train, &lora, &batch);
+        for (int32_t e = 0; e < g->examples; e++) {
+            CHECK_NEAR(train_loss(train, e), g->losses[e], tolerance);
+            be->ops->download(be, got, train_gradient(train, e), host.trained_count * sizeof *got);
+            for (int32_t i = 0; i < host.entry_count; i++) {
+                const struct lora_entry *entry = &host.entries[i];
+                const float *want = g->gradients + (size_t)e * g->trained;
+                const size_t rank = (size_t)host.config.rank;
+                CHECK(distance(got + entry->b_offset, want + entry->b_offset, rank * (size_t)entry->out) < tolerance);
+                if (host.config.mode == LORA_JOINT)
+                    CHECK(distance(got + entry->a_offset, want + entry->a_offset, rank * (size_t)entry->in) <
+                          tolerance);
+            }
+        }
+        if (repeat == 0)
+            memcpy(first, got, host.trained_count * sizeof *got);
+        CHECK(memcmp(first, got, host.trained_count * sizeof *got) == 0);
+    }
+    train_evaluate(train, &lora, &batch);
+    for (int32_t e = 0; e < g->examples; e++)
+        CHECK_NEAR(train_loss(train, e), g->losses[e], tolerance);
+    must(be->ops->sync(be, &err), &err);
+    free(got);
+    free(first);
+    train_free(train);
+    batch_release(&batch);
+    lora_unplace(&lora);
+    lora_release(&host);
+    tiny_release(&tiny);
+}
+
+static void check_logits(const struct golden *g, struct backend *be, double tolerance)
+{
+    struct tiny tiny;
+    struct lora host, lora;
+    struct infer *infer = NULL;
+    struct kv_cache *cache = NULL;
+    struct error err = {0};
+    float logits[VOCABULARY];
+    tiny_init(&tiny, &g->config, g->tied);
+    tiny_lora(&host, &g->lora, &tiny.model);
+    must(lora_place(&lora, &host, be, &err), &err);
+    struct infer_options options = {.backend = be, .rows_max = 32, .context_max = 64, .rank_max = host.config.rank};
+    must(infer_new(&options, &tiny.model, &infer, &err), &err);
+    must(kv_cache_new(be, &tiny.model, 64, &cache, &err), &err);
+    for (int32_t e = 0; e < g->examples; e++) {
+        kv_cache_truncate(cache, 0);
+        for (int32_t t = g->offsets[e]; t < g->offsets[e + 1]; t++) {
+            struct infer_extend item = {cache, g->ids + t, 1};
+            must(infer_extend(infer, &lora, &item, 1, &err), &err);
+            infer_logits(infer, cache, logits);
+            CHECK(distance(logits, g->logits + t * VOCABULARY, VOCABULARY) < tolerance);
+        }
+        /* and in one pass of many rows, whose products are other ones */
+        kv_cache_truncate(cache, 0);
+        struct infer_extend all = {cache, g->ids + g->offsets[e], g->offsets[e + 1] - g->offsets[e]};
+        must(infer_extend(infer, &lora, &all, 1, &err), &err);
+        infer_logits(infer, cache, logits);
+        CHECK(distance(logits, g->logits + (g->offsets[e + 1] - 1) * VOCABULARY, VOCABULARY) < tolerance);
+    }
+    kv_cache_free(cache);
+    infer_free(infer);
+    lora_unplace(&lora);
+    lora_release(&host);
+    tiny_release(&tiny);
+}
+
+static void check_golden(enum kernel_precision precision, double tolerance)
+{
+    struct backend *be = open_cuda((struct backend_cuda_options){.precision = precision});
+    for (size_t i = 0; i < ARRAY_LEN(files); i++) {
+        struct golden golden;
+        golden_read(&golden, files[i]);
+        for (int level = 0; level <= 2; level++)
+            check_training(&golden, be, level, tolerance);
+        check_logits(&golden, be, tolerance);
+        golden_release(&golden);
+    }
+    backend_free(be);
+}
+
+static void test_golden_float32(void)
+{
+    check_golden(KERNEL_F32, 1e-4);
+}
+
+static void test_golden_bfloat16(void)
+{
+    check_golden(KERNEL_BF16, 5e-2);
+}
+
+/* --- batchmates ----------------------------------------------------------------------------------------------------
+ */
+
+#define TOKENS 320
+#define EXAMPLES 6
+
+static const struct lora_config joint_all = {
+    .mode = LORA_JOINT, .rank = 4, .alpha = 8, .layer_first = 0, .targets = LORA_TARGETS_ALL};
+static const struct lora_config ffa_qv = {.mode = LORA_FFA,
+                                          .rank = 8,
+                                          .alpha = 16,
+                                          .layer_first = 1,
+                                          .targets = LORA_TARGET_BIT(LORA_Q) | LORA_TARGET_BIT(LORA_V)};
+
+/* Example number `seed`: 5 to 64 tokens, the last `labels` of them learnt. */
+static void add_example(struct batch *batch, uint32_t seed, int32_t labels)
+{
+    int32_t ids[64], length = 5 + (int32_t)(seed * 17 % 60);
+    uint8_t learn[64] = {0};
+    float values[64];
+    tiny_values(5000 + seed, 64, 63.0f, 64.0f, values);
+    for (int32_t i = 0; i < length; i++) {
+        ids[i] = (int32_t)values[i];
+        learn[i] = i >= length - labels;
+    }
+    CHECK(batch_add(batch, &(struct batch_example){ids, learn, length}));
+}
+
+struct setup {
+    struct tiny tiny;
+    struct lora host, lora;
+    struct batch batch;
+    struct train *train;
+    struct backend *be;
+};
+
+static void setup_init(struct setup *s, const struct lora_config *config, struct backend_cuda_options cuda,
+                       struct train_options options)
+{
+    struct error err = {0};
+    const struct model_config model = TINY_CONFIG;
+    tiny_init(&s->tiny, &model, true);
+    tiny_lora(&s->host, config, &s->tiny.model);
+    s->be = options.backend = open_cuda(cuda);
+    options.tokens_max = TOKENS;
+    options.examples_max = EXAMPLES;
+    options.example_tokens_max = 64;
+    must(lora_place(&s->lora, &s->host, s->be, &err), &err);
+    must(batch_init(&s->batch, TOKENS, EXAMPLES, &err), &err);
+    must(train_new(&options, &s->tiny.model, &s->host, &s->train, &err), &err);
+    batch_clear(&s->batch);
+}
+
+static void setup_release(struct setup *s)
+{
+    train_free(s->train);
+    lora_unplace(&s->lora);
+    backend_free(s->be);
+    batch_release(&s->batch);
+    lora_release(&s->host);
+    tiny_release(&s->tiny);
+}
+
+static void gradient_of(struct setup *s, int32_t example, float *out)
+{
+    s->be->ops->download(s->be, out, train_gradient(s->train, example), s->host.trained_count * sizeof *out);
+}
+
+static void check_batchmates(const struct lora_config *config, enum kernel_precision precision, int level)
+{
+    struct setup s;
+    double loss = 0;
+    setup_init(&s, config, (struct backend_cuda_options){.precision = precision},
+               (struct train_options){.per_example = true, .checkpoint_level = level});
+    const size_t bytes = s.host.trained_count * sizeof(float);
+    float *alone = malloc(bytes), *crowd = malloc(bytes);
+    add_example(&s.batch, 3, 4);
+    train_run(s.train, &s.lora, &s.batch);
+    loss = train_loss(s.train, 0);
+    gradient_of(&s, 0, alone);
+    for (int32_t place = 0; place < EXAMPLES; place++) {
+        batch_clear(&s.batch);
+        for (int32_t e = 0; e < EXAMPLES; e++) { /* other mates and other label counts at each place */
+            if (e == place)
+                add_example(&s.batch, 3, 4);
+            else
+                add_example(&s.batch, (uint32_t)(10 + 17 * place + e), (e + place) % 4);
+        }
+        train_run(s.train, &s.lora, &s.batch);
+        CHECK(train_loss(s.train, place) == loss);
+        gradient_of(&s, place, crowd);
+        CHECK(memcmp(crowd, alone, bytes) == 0);
+    }
+    free(alone);
+    free(crowd);
+    setup_release(&s);
+}
+
+static void test_bits_do_not_depend_on_batchmates(void)
+{
+    for (int level = 0; level <= 2; level++) {
+        check_batchmates(&joint_all, KERNEL_BF16, level);
+        check_batchmates(&ffa_qv, KERNEL_BF16, level);
+    }
+    check_batchmates(&joint_all, KERNEL_F32, 0);
+}
+
+static void test_summed_gradient(void)
+{
+    struct setup each, sum;
+    setup_init(&each, &joint_all, (struct backend_cuda_options){.precision = KERNEL_F32},
+               (struct train_options){.per_example = true});
+    setup_init(&sum, &joint_all, (struct backend_cuda_options){.precision = KERNEL_F32}, (struct train_options){0});
+    const size_t n = each.host.trained_count;
+    float *total = calloc(n, sizeof *total), *one = malloc(n * sizeof *one);
+    for (uint32_t e = 0; e < 5; e++) {
+        add_example(&each.batch, e, 1 + (int32_t)e % 3);
+        add_example(&sum.batch, e, 1 + (int32_t)e % 3);
+    }
+    train_run(each.train, &each.lora, &each.batch);
+    train_run(sum.train, &sum.lora, &sum.batch);
+    for (int32_t e = 0; e < 5; e++) {
+        gradient_of(&each, e, one);
+        for (size_t i = 0; i < n; i++)
+            total[i] += one[i];
+    }
+    gradient_of(&sum, 0, one);
+    CHECK(distance(one, total, n) < 1e-5);
+    free(total);
+    free(one);
+    setup_release(&each);
+    setup_release(&sum);
+}
+
+static void test_empty_batches(void)
+{
+    struct setup s;
+    struct error err = {0};
+    setup_init(&s, &joint_all, (struct backend_cuda_options){.precision = KERNEL_BF16},
+               (struct train_options){.per_example = true});
+    train_run(s.train, &s.lora, &s.batch); /* Poisson sampling may draw nobody */
+    add_example(&s.batch, 1, 0);
+    train_run(s.train, &s.lora, &s.batch);
+    CHECK(train_loss(s.train, 0) == 0);
+    add_example(&s.batch, 2, 3);
+    train_run(s.train, &s.lora, &s.batch);
+    float *g = malloc(s.host.trained_count * sizeof *g);
+    double sums[2] = {0};
+    for (int32_t e = 0; e < 2; e++) {
+        gradient_of(&s, e, g);
+        for (size_t i = 0; i < s.host.trained_count; i++)
+            sums[e] += fabs((double)g[i]);
+    }
+    CHECK(sums[0] == 0 && sums[1] > 0 && train_loss(s.train, 1) > 0);
+    must(s.be->ops->sync(s.be, &err), &err);
+    free(g);
+    setup_release(&s);
+}
+
+/* --- clipping and noise through the table ---------------------------------------------------------------------------
+ */
+
+static void test_clipping_as_on_the_cpu(void)
+{
+    enum { UNITS = 5 };
+    struct setup s;
+    struct clip_params params = {.clip = 0.05, .grid = 65536 / 0.05};
+    struct clip_result got[UNITS], want[UNITS];
+    setup_init(&s, &joint_all, (struct backend_cuda_options){.precision = KERNEL_F32},
+               (struct train_options){.per_example = true});
+    struct backend *cpu = tiny_backend(KERNEL_AVX512_BF16, NULL, KERNEL_F32);
+    for (uint32_t e = 0; e < UNITS; e++)
+        add_example(&s.batch, e, 3);
+    train_run(s.train, &s.lora, &s.batch);
+    const size_t n = s.host.trained_count, stride = train_gradient_stride(s.train);
+    float *g = malloc(UNITS * stride * sizeof *g);
+    int64_t *sum = calloc(n, sizeof *sum), *want_sum = calloc(n, sizeof *sum);
+    void *device_sum = NULL;
+    struct error err = {0};
+    must(s.be->ops->alloc(s.be, n * sizeof *sum, &device_sum, &err), &err);
+    s.be->ops->download(s.be, g, train_gradient(s.train, 0), UNITS * stride * sizeof *g);
+    s.be->ops->clip_accumulate(s.be, n, UNITS, train_gradient(s.train, 0), stride, &params, device_sum, got);
+    s.be->ops->download(s.be, sum, device_sum, n * sizeof *sum);
+    cpu->ops->clip_accumulate(cpu, n, UNITS, g, stride, &params, want_sum, want);
+    size_t different = 0;
+    for (int e = 0; e < UNITS; e++) {
+        CHECK_NEAR(got[e].norm, want[e].norm, 1e-12);
+        CHECK(got[e].clipped == want[e].clipped && got[e].finite && got[e].shrinks == want[e].shrinks);
+    }
+    for (size_t i = 0; i < n; i++) {
+        CHECK(llabs((long long)(sum[i] - want_sum[i])) <= UNITS); /* a factor's last bit may tip a rounding */
+        different += sum[i] != want_sum[i];
+    }
+    CHECK(different < n / 100);
+    s.be->ops->release(s.be, device_sum);
+    backend_free(cpu);
+    free(g);
+    free(sum);
+    free(want_sum);
+    setup_release(&s);
+}
+
+/* --- answering -----------------------------------------------------------------------------------------------------
+ */
+
+struct answers {
+    struct tiny tiny;
+    struct lora host, lora;
+    struct infer *infer;
+    struct kv_cache *caches[3];
+    struct backend *be;
+};
+
+static void answers_init(struct answers *a, struct backend *be, int32_t rows_max)
+{
+    struct error err = {0};
+    const struct model_config config = TINY_CONFIG;
+    memset(a, 0, sizeof *a);
+    a->be = be;
+    tiny_init(&a->tiny, &config, false);
+    tiny_lora(&a->host, &joint_all, &a->tiny.model);
+    must(lora_place(&a->lora, &a->host, be, &err), &err);
+    struct infer_options options = {.backend = be, .rows_max = rows_max, .context_max = 64, .rank_max = 4};
+    must(infer_new(&options, &a->tiny.model, &a->infer, &err), &err);
+    for (size_t i = 0; i < ARRAY_LEN(a->caches); i++)
+        must(kv_cache_new(be, &a->tiny.model, 60, &a->caches[i], &err), &err);
+}
+
+static void answers_release(struct answers *a)
+{
+    for (size_t i = 0; i < ARRAY_LEN(a->caches); i++)
+        kv_cache_free(a->caches[i]);
+    infer_free(a->infer);
+    lora_unplace(&a->lora);
+    lora_release(&a->host);
+    tiny_release(&a->tiny);
+}
+
+static void make_ids(uint32_t seed, int32_t count, int32_t *ids)
+{
+    float values[64];
+    tiny_values(6000 + seed, (size_t)count, 63.0f, 64.0f, values);
+    for (int32_t i = 0; i < count; i++)
+        ids[i] = (int32_t)values[i];
+}
+
+/* The same conversation on two backends: two prompts, alternatives scored, a cache copied and continued token by token
+ * past a block's end, an adapter taken away. */
+static void converse(struct answers *a, float *logits, double *scores)
+{
+    struct error err = {0};
+    int32_t prompts[2][40], tails[7][8], next[12];
+    struct infer_candidate candidates[14];
+    for (uint32_t i = 0; i < 2; i++)
+        make_ids(20 + i, 40, prompts[i]);
+    for (uint32_t i = 0; i < 7; i++)
+        make_ids(30 + i, 8, tails[i]);
+    make_ids(40, 12, next);
+    const struct infer_extend items[2] = {{a->caches[0], prompts[0], 30}, {a->caches[1], prompts[1], 23}};
+    must(infer_extend(a->infer, &a->lora, items, 2, &err), &err);
+    for (int32_t i = 0; i < 14; i++)
+        candidates[i] = (struct infer_candidate){a->caches[i / 7], tails[i % 7], 1 + i % 7, 0};
+    must(infer_score(a->infer, &a->lora, candidates, 14, &err), &err);
+    for (int32_t i = 0; i < 14; i++)
+        scores[i] = candidates[i].log_likelihood;
+    kv_cache_truncate(a->caches[2], 0);
+    kv_cache_copy(a->caches[2], a->caches[0], 30);
+    for (int32_t i = 0; i < 12; i++) {
+        const struct infer_extend one = {a->caches[2], next + i, 1};
+        must(infer_extend(a->infer, &a->lora, &one, 1, &err), &err);
+        infer_logits(a->infer, a->caches[2], logits + i * VOCABULARY);
+    }
+    kv_cache_truncate(a->caches[2], 0);
+    const struct infer_extend base = {a->caches[2], prompts[0], 40};
+    must(infer_extend(a->infer, NULL, &base, 1, &err), &err);
+    infer_logits(a->infer, a->caches[2], logits + 12 * VOCABULARY);
+}
+
+static void check_answers(struct backend_cuda_options options, int32_t rows_max, double tolerance)
+{
+    static float want[13 * VOCABULARY], got[13 * VOCABULARY];
+    double want_scores[14], got_scores[14];
+    struct answers a;
+    struct backend *cpu = tiny_backend(KERNEL_AVX512_BF16, NULL, KERNEL_F32), *be = open_cuda(options);
+    answers_init(&a, cpu, 64);
+    converse(&a, want, want_scores);
+    answers_release(&a);
+    answers_init(&a, be, rows_max);
+    for (int repeat = 0; repeat < 2; repeat++) { /* recorded passes the second time */
+        for (size_t i = 0; i < 2; i++)
+            kv_cache_truncate(a.caches[i], 0);
+        memset(got, 0, sizeof got);
+        converse(&a, got, got_scores);
+        for (int i = 0; i < 13; i++)
+            CHECK(distance(got + i * VOCABULARY, want + i * VOCABULARY, VOCABULARY) < tolerance);
+        for (int i = 0; i < 14; i++)
+            CHECK_NEAR(got_scores[i], want_scores[i], tolerance);
+    }
+    answers_release(&a);
+    backend_free(be);
+    backend_free(cpu);
+}
+
+static void test_answers(void)
+{
+    check_answers((struct backend_cuda_options){.precision = KERNEL_F32}, 64, 1e-4);
+    check_answers((struct backend_cuda_options){.precision = KERNEL_F32}, 9, 1e-4); /* several passes */
+    check_answers((struct backend_cuda_options){.precision = KERNEL_F32, .eager = true}, 64, 1e-4);
+    check_answers((struct backend_cuda_options){.precision = KERNEL_F32, .quantise_kv = true}, 64, 3e-2);
+    check_answers((struct backend_cuda_options){.precision = KERNEL_BF16}, 64, 5e-2);
+    check_answers((struct backend_cuda_options){.precision = KERNEL_BF16, .quantise_kv = true}, 64, 7e-2);
+}
+
+/* --- quantised weights and memory ------------------------------------------------------------------------------------
+ */
+
+/* Q8_0 blocks of a float matrix, and the floats that they stand for. */
+static void quantise(struct tensor *w, uint8_t *blocks, float *decoded)
+{
+    const float *from = w->data;
+    for (int32_t b = 0; b < w->out * w->in / 32; b++) {
+        uint8_t *block = blocks + b * 34;
+        const uint16_t scale = 0x1400; /* 2^-10 */
+        memcpy(block, &scale, 2);
+        for (int i = 0; i < 32; i++) {
+            int q = (int)lrintf(from[b * 32 + i] * 1024);
+            q = q > 127 ? 127 : q < -127 ? -127 : q;
+            block[2 + i] = (uint8_t)(int8_t)q;
+            decoded[b * 32 + i] = (float)q / 1024;
+        }
+    }
+    w->data = blocks;
+    w->type = TENSOR_Q8_0;
+}
+
+/* The gradients of one example with the tiny model's layer matrices as Q8_0 blocks or as the floats they decode to. */
+static void quantised_gradient(bool blocks, bool keep, enum kernel_precision precision, float **ret, size_t *ret_count)
+{
+    struct setup s;
+    struct error err = {0};
+    const struct model_config config = TINY_CONFIG;
+    tiny_init(&s.tiny, &config, true);
+    const size_t matrix = 96 * 64;
+    uint8_t *bytes = malloc(3 * 7 * matrix / 32 * 34);
+    float *floats = malloc(3 * 7 * matrix * sizeof *floats);
+    for (int32_t layer = 0; layer < config.layer_count; layer++) {
+        struct model_layer *l = &s.tiny.model.layers[layer];
+        struct tensor *const all[7] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+        for (int i = 0; i < 7; i++) {
+            float *decoded = floats + (size_t)(layer * 7 + i) * matrix;
+            struct tensor w = *all[i];
+            quantise(&w, bytes + (size_t)(layer * 7 + i) * matrix / 32 * 34, decoded);
+            if (blocks)
+                *all[i] = w;
+            else
+                all[i]->data = decoded;
+        }
+    }
+    tiny_lora(&s.host, &joint_all, &s.tiny.model);
+    s.be = open_cuda((struct backend_cuda_options){.precision = precision, .keep_quantised = keep});
+    struct train_options options = {
+        .backend = s.be, .tokens_max = TOKENS, .examples_max = EXAMPLES, .example_tokens_max = 64, .per_example = true};
+    must(lora_place(&s.lora, &s.host, s.be, &err), &err);
+    must(batch_init(&s.batch, TOKENS, EXAMPLES, &err), &err);
+    must(train_new(&options, &s.tiny.model, &s.host, &s.train, &err), &err);
+    batch_clear(&s.batch);
+    add_example(&s.batch, 7, 5);
+    train_run(s.train, &s.lora, &s.batch);
+    *ret_count = s.host.trained_count;
+    *ret = malloc(*ret_count * sizeof **ret);
+    gradient_of(&s, 0, *ret);
+    setup_release(&s);
+    free(bytes);
+    free(floats);
+}
+
+static void test_quantised_weights(void)
+{
+    float *dense, *copied, *kept;
+    size_t n;
+    for (int precision = KERNEL_F32; precision <= KERNEL_BF16; precision++) {
+        quantised_gradient(false, false, (enum kernel_precision)precision, &dense, &n);
+        quantised_gradient(true, false, (enum kernel_precision)precision, &copied, &n);
+        quantised_gradient(true, true, (enum kernel_precision)precision, &kept, &n);
+        CHECK(distance(dense, dense, n) == 0 && dense[n - 1] != 0);
+        CHECK(memcmp(dense, copied, n * sizeof *dense) == 0); /* 8-bit steps of 2^-10 are exact in bfloat16 */
+        CHECK(memcmp(dense, kept, n * sizeof *dense) == 0);
+        free(dense);
+        free(copied);
+        free(kept);
+    }
+}
+
+/* A limit too small for all activations: first a higher level, then a plain refusal; nothing crashes, nothing leaks. */
+static void test_memory_limit(void)
+{
+    struct tiny tiny;
+    struct lora lora;
+    struct error err = {0};
+    const struct model_config config = TINY_CONFIG;
+    bool refused = false, squeezed = false, roomy = false;
+    tiny_init(&tiny, &config, true);
+    tiny_lora(&lora, &joint_all, &tiny.model);
+    for (size_t limit = (size_t)256 << 10; limit <= (size_t)16 << 20; limit += (size_t)256 << 10) {
+        struct backend *be = open_cuda((struct backend_cuda_options){.memory_limit_bytes = limit});
+        struct train_options options = {.backend = be,
+                                        .tokens_max = 1024,
+                                        .examples_max = EXAMPLES,
+                                        .example_tokens_max = 64,
+                                        .per_example = true,
+                                        .checkpoint_level = TRAIN_LEVEL_AUTO};
+        struct train *train = NULL;
+        int rc = train_new(&options, &tiny.model, &lora, &train, &err);
+        CHECK(rc == 0 || (rc == ERR_RESOURCES && strstr(err.message, "MB")));
+        refused = refused || rc < 0;
+        squeezed = squeezed || (rc == 0 && train_level(train) > 0);
+        roomy = roomy || (rc == 0 && train_level(train) == 0);
+        train_free(train);
+        backend_free(be);
+    }
+    CHECK(refused && squeezed && roomy);
+    lora_release(&lora);
+    tiny_release(&tiny);
+}
+
+static void test_refusals(void)
+{
+    struct backend *be = NULL;
+    struct error err = {0};
+    struct tiny tiny;
+    const struct backend_cuda_options absent = {.device = 200};
+    CHECK(backend_cuda_new(&absent, &be, &err) == ERR_NOT_FOUND && !be && strstr(err.message, "200"));
+    const struct backend_cuda_options greedy = {.memory_limit_bytes = (size_t)1 << 60};
+    CHECK(backend_cuda_new(&greedy, &be, &err) == ERR_CONFIG && !be && strstr(err.message, "MB"));
+    /* widths that are no multiple of 8 */
+    struct model_config config = TINY_CONFIG;
+    struct placed_model *placed = NULL;
+    config.d_ff = 100;
+    tiny_init(&tiny, &config, true);
+    be = open_cuda((struct backend_cuda_options){.precision = KERNEL_BF16});
+    CHECK(placed_model_new(be, &tiny.model, 4, &placed, &err) == ERR_CONFIG && !placed && strstr(err.message, "100"));
+    backend_free(be);
+    tiny_release(&tiny);
+}
+
+int main(void)
+{
+    RUN(test_golden_float32);
+    RUN(test_golden_bfloat16);
+    RUN(test_bits_do_not_depend_on_batchmates);
+    RUN(test_summed_gradient);
+    RUN(test_empty_batches);
+    RUN(test_clipping_as_on_the_cpu);
+    RUN(test_answers);
+    RUN(test_quantised_weights);
+    RUN(test_memory_limit);
+    RUN(test_refusals);
+    return check_report();
+}
