@@ -146,7 +146,7 @@ static void wait_for(struct backend *be)
 static struct backend *open_card(const struct settings *s)
 {
     const struct backend_cuda_options card = {
-        .precision = KERNEL_BF16, .keep_quantised = s->keep_quantised, .quantise_kv = s->quantise_kv};
+        .precision = KERNEL_BF16, .tune = true, .keep_quantised = s->keep_quantised, .quantise_kv = s->quantise_kv};
     struct backend *be = NULL;
     struct error err = {0};
     check(backend_cuda_new(&card, &be, &err), &err);

@@ -21,7 +21,8 @@ bench_gpu --shape NAME --batch B --tokens T --rank R --labels all|quarter --dp o
      backward, per-example clipping and noise where dp is on, optimizer), "tokens_per_second": batch·tokens over it,
      "memory_bytes": of the device, "flops_per_token": as below, "loss",
      "gemm_tflops": {"peak": 8192^3 bf16, "weighted": this step's products weighted by FLOPs}}
-    dp on: each of the B sequences is an example with a clipped gradient of its own. dp off: one sum over the batch.
+    dp on: a step is a logical batch of 32 sequences, each an example with a clipped gradient of its own, in micro-batches
+    of B; "tokens_per_second_without_dp" are the same steps without, in the same run. dp off: one sum over a batch of B.
     labels quarter: the last quarter of each sequence's rows is learnt.
 bench_gpu --decode --shape NAME --base bf16|q4_1 [--batch B] --json
     {"program": "bench_gpu", "kind": "decode", "shape", "base", "batch": sequences at once (1), "context": tokens that

@@ -12,7 +12,8 @@
  * - No operation allocates device memory once warmed up, except the ones called _new.
  * - A row's, a segment's or an example's result has the same bits whatever its batchmates are and wherever in the batch
  *   it stands (kernels.h says why); attend() and group_forward in SERVE use are exempt.
- * - Row counts are padded by the caller to backend_rows(): what the padding rows hold never reaches another row.
+ * - Training pads its row counts to backend_rows(), so that few recorded passes serve all batches; any count is taken.
+ *   What padding rows hold never reaches another row.
  * - Wrong shapes are programmer errors (asserted). A device's failure during an operation is latched and comes back as
  *   the error of the next sync(): out of memory is ERR_RESOURCES.
  *
@@ -125,8 +126,10 @@ struct backend_ops {
     int (*sync)(struct backend *be, struct error *err); /* waits; 0 or the first latched failure */
     /* Bytes that alloc can still give, about. */
     size_t (*free_bytes)(struct backend *be);
-    /* Work memory for these needs; before the first operation. ERR_RESOURCES. */
+    /* Work memory for these needs; before the first operation. ERR_RESOURCES. trim gives all of it back: whoever goes
+     * on must reserve again. */
     int (*reserve)(struct backend *be, const struct backend_needs *needs, struct error *err);
+    void (*trim)(struct backend *be);
     /* Runs record(ctx), which may only enqueue operations, or replays what an earlier call with the same cache and key
      * recorded: pointers, padded row counts and scalars must then be the same ones. key: 4 words of the caller's. */
     void (*run_recorded)(struct backend *be, struct graph_cache *cache, const uint64_t key[4],
@@ -144,8 +147,9 @@ struct backend_ops {
     int (*group_new)(struct backend *be, int32_t count, const struct tensor *const w[], int32_t rank_max,
                      struct linear_group *ret, struct error *err);
     void (*group_free)(struct backend *be, struct linear_group *group); /* accepts zeroed */
-    /* Takes the factors for GROUP_TRAIN use; again after they changed. lora NULL: none. */
-    void (*lora_load)(struct backend *be, struct linear_group *group, const struct group_lora *lora);
+    /* Takes the factors of count groups for GROUP_TRAIN use; again after they changed. A rank of 0: none. */
+    void (*lora_load)(struct backend *be, int32_t count, struct linear_group *const groups[],
+                      const struct group_lora loras[]);
 
     /* y_i = x·Wᵢᵀ + scale·(x·Aᵢᵀ)·Bᵢᵀ. x (m, in); h (m, adapted·rank) is written. Where backend->fused and in TRAIN
      * use, h are the columns behind x's (lora_columns below says where). lora NULL: none, h is not touched. */
@@ -254,7 +258,9 @@ struct backend {
     char name[BACKEND_NAME_SIZE]; /* "avx512-bf16", "cuda:0 NVIDIA H100 …" */
     enum tensor_type element;     /* of struct rows: TENSOR_F32 or TENSOR_BF16 */
     bool host_memory;             /* dev memory is host memory */
+    bool tuned;                   /* how to compute is chosen by timing at first use: train.c warms up */
     bool fused;                   /* a group's outputs, and LoRA's h and dh behind them, are columns of one matrix */
+    int32_t width_multiple;       /* widths of matrices must be multiples of this */
     int32_t row_multiple;         /* row counts are padded to a multiple of this */
     int threads;                  /* of the CPU */
 };
@@ -275,10 +281,11 @@ static inline size_t backend_element_bytes(const struct backend *be)
     return be->element == TENSOR_BF16 ? 2 : 4;
 }
 
-/* Columns that LoRA takes behind a fused matrix: a whole number of 16-byte units whatever the element is. */
+/* Columns that LoRA takes behind a fused matrix: whole steps of a product over bfloat16, so that its rows stay aligned
+ * and the products with them as fast as without. */
 static inline int32_t backend_lora_columns(int32_t rank)
 {
-    return (rank + 7) / 8 * 8;
+    return (rank + 63) / 64 * 64;
 }
 
 /* The view of x from column `column` on. */
@@ -299,7 +306,8 @@ struct backend_cuda_options {
     size_t memory_limit_bytes;       /* 0: what the card has free */
     bool quantise_kv;                /* keys and values of sequences as 8-bit integers, a scale a head and token */
     bool keep_quantised;             /* decode quantised weights at each use, even where their bfloat16 copies fit */
-    bool eager;                      /* record nothing: for debugging */
+    bool tune;  /* choose the products' algorithms by timing them: faster, and another run's bits */
+    bool eager; /* record nothing: for debugging */
 };
 
 /* Opens a device. A message says in plain words why not: ERR_NOT_FOUND no build with CUDA, no driver or no such device;

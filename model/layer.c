@@ -77,16 +77,20 @@ void group_gradients(const struct compute *c, int32_t layer, enum group group, c
                                 stride);
 }
 
-void load_lora(struct compute *c)
+void load_lora(const struct compute *c)
 {
+    struct linear_group *groups[MODEL_LAYERS_MAX * GROUP_COUNT];
+    struct group_lora loras[MODEL_LAYERS_MAX * GROUP_COUNT];
+    int32_t count = 0;
     for (int32_t layer = 0; layer < c->config->layer_count; layer++) {
         for (int group = 0; group < GROUP_COUNT; group++) {
-            struct group_lora memory;
-            const struct group_lora *lora = group_factors(c->lora, layer, (enum group)group, &memory);
             /* The placement is shared: only its LoRA columns are written, and only by the one trainer. */
-            c->be->ops->lora_load(c->be, (struct linear_group *)(uintptr_t)group_of(c, layer, (enum group)group), lora);
+            groups[count] = (struct linear_group *)(uintptr_t)group_of(c, layer, (enum group)group);
+            loras[count] = (struct group_lora){0};
+            group_factors(c->lora, layer, (enum group)group, &loras[count++]);
         }
     }
+    c->be->ops->lora_load(c->be, count, groups, loras);
 }
 
 void layer_rope(const struct compute *c, int32_t m, const int32_t *positions, bool inverse, struct rows q,

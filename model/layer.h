@@ -48,7 +48,7 @@ void group_gradients(const struct compute *c, int32_t layer, enum group group, c
                      const struct rows dy[], struct rows h, struct rows dh, struct rows x, float *gradients,
                      size_t stride);
 /* Hands the factors of all layers to the backend, for GROUP_TRAIN use. */
-void load_lora(struct compute *c);
+void load_lora(const struct compute *c);
 
 /* Rotates q (m, heads·head_size) and k (m, kv·head_size) in place. positions dev (m). */
 void layer_rope(const struct compute *c, int32_t m, const int32_t *positions, bool inverse, struct rows q,

@@ -54,17 +54,22 @@ static void count_weights(const struct tensor *w, size_t *values, size_t *bytes)
     *bytes += (size_t)w->out * row;
 }
 
-static int check_fit(struct placed_model *p, struct error *err)
+int placed_model_check(struct backend *backend, const struct model *model, struct error *err)
 {
-    const struct model *m = p->model;
+    const struct model_config *c = &model->config;
+    const int32_t widths[] = {c->d_model, c->head_count * c->head_size, c->kv_head_count * c->head_size, c->d_ff};
     size_t values = 0, bytes = 0;
-    count_weights(&m->token_embd, &values, &bytes);
-    if (!p->tied)
-        count_weights(&m->output, &values, &bytes);
-    for (int32_t layer = 0; layer < m->config.layer_count; layer++)
+    for (size_t i = 0; i < ARRAY_LEN(widths); i++)
+        if (widths[i] % backend->width_multiple != 0)
+            return error_set(err, ERR_CONFIG, "the model has matrices %d wide; %s takes multiples of %d", widths[i],
+                             backend->name, backend->width_multiple);
+    count_weights(&model->token_embd, &values, &bytes);
+    if (model_head(model) != &model->token_embd)
+        count_weights(&model->output, &values, &bytes);
+    for (int32_t layer = 0; layer < c->layer_count; layer++)
         for (int target = 0; target < LORA_TARGET_COUNT; target++)
-            count_weights(layer_weight(&m->layers[layer], (enum lora_target)target), &values, &bytes);
-    return p->backend->ops->weights_fit(p->backend, values, bytes, err);
+            count_weights(layer_weight(&model->layers[layer], (enum lora_target)target), &values, &bytes);
+    return backend->ops->weights_fit(backend, values, bytes, err);
 }
 
 static int place_layer(struct placed_model *p, int32_t layer, struct error *err)
@@ -93,7 +98,7 @@ int placed_model_new(struct backend *backend, const struct model *model, int32_t
     p->backend = backend;
     p->rank_max = rank;
     p->tied = head == embedding;
-    int rc = check_fit(p, err);
+    int rc = placed_model_check(backend, model, err);
     if (rc == 0)
         rc = place_gains(p, err);
     if (rc == 0)

@@ -1,9 +1,9 @@
 /*
  * A model, and LoRA factors, placed on a backend: what the loops of training and inference read.
  *
- * On the CPU placing copies nothing; on a card it uploads the weights, once for all who use them. A placed model may be
- * shared by several backends of one device (a training and an answering thread): it is only read, but for the LoRA
- * columns that GROUP_TRAIN use writes, so at most one struct train may use it at a time.
+ * On the CPU placing copies nothing; on a card it uploads the weights. A placed model may be shared by several users of
+ * its backend: it is only read, but for the LoRA columns that GROUP_TRAIN use writes, so at most one struct train may
+ * use it at a time.
  *
  *     struct placed_model *placed;
  *     if (placed_model_new(backend, &model, 3 * rank, &placed, err) < 0) return err->code;
@@ -40,6 +40,10 @@ struct placed_model {
     void *gains;              /* owned memory of all gains; NULL where they are borrowed */
     struct placed_layer layers[MODEL_LAYERS_MAX];
 };
+
+/* Whether the backend can take the model's shapes and, about, whether its weights fit now: ERR_CONFIG or ERR_RESOURCES
+ * with the reason, else 0. placed_model_new checks it too. */
+int MUST_USE placed_model_check(struct backend *backend, const struct model *model, struct error *err);
 
 /* rank: the largest LoRA rank that training will use on it; 0: no training. The model must outlive it. ERR_CONFIG: a
  * shape that the device cannot take; ERR_RESOURCES: not enough device memory, with how much was wanted. */

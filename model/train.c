@@ -266,6 +266,32 @@ static int place_rope_table(struct train *t, const struct model *model, struct e
     return 0;
 }
 
+/* A device that chooses by timing how to compute does so on a full batch of nothing, once: what it chooses must not
+ * depend on the first records that are drawn. */
+static int warm_up(struct train *t, const struct lora *lora, struct error *err)
+{
+    struct batch batch;
+    struct lora placed;
+    int32_t *ids = calloc((size_t)t->options.example_tokens_max, sizeof *ids);
+    uint8_t *learn = malloc((size_t)t->options.example_tokens_max);
+    int rc = ids && learn ? batch_init(&batch, t->options.tokens_max, t->options.examples_max, err)
+                          : error_set(err, ERR_RESOURCES, "training: no memory for a batch");
+    if (rc == 0 && (rc = lora_place(&placed, lora, t->compute.be, err)) == 0) {
+        memset(learn, 1, (size_t)t->options.example_tokens_max);
+        batch_clear(&batch);
+        while (batch_add(&batch, &(struct batch_example){ids, learn, t->options.example_tokens_max}))
+            continue;
+        train_run(t, &placed, &batch);
+        rc = t->compute.be->ops->sync(t->compute.be, err);
+        lora_unplace(&placed);
+    }
+    if (ids && learn)
+        batch_release(&batch);
+    free(ids);
+    free(learn);
+    return rc;
+}
+
 int train_new(const struct train_options *options, const struct model *model, const struct lora *lora,
               struct train **ret_train, struct error *err)
 {
@@ -283,6 +309,8 @@ int train_new(const struct train_options *options, const struct model *model, co
         goto out;
     choose_level(t, lora);
     if ((rc = take_memory(t, lora, err)) < 0 || (rc = place_rope_table(t, model, err)) < 0)
+        goto out;
+    if (be->tuned && (rc = warm_up(t, lora, err)) < 0)
         goto out;
     t->graphs = be->ops->graph_cache_new(be);
     if ((rc = be->ops->sync(be, err)) < 0)
@@ -441,6 +469,7 @@ static void stage(struct train *t, const struct batch *b)
 static void record_step(void *ctx)
 {
     struct train *t = ctx;
+    load_lora(&t->compute);
     forward(t);
     head(t, t->dxn);
     train_backward(t);
@@ -449,6 +478,8 @@ static void record_step(void *ctx)
 static void record_evaluation(void *ctx)
 {
     struct train *t = ctx;
+    if (t->compute.lora)
+        load_lora(&t->compute);
     forward(t);
     head(t, no_rows);
 }
@@ -466,8 +497,6 @@ static void run(struct train *t, const struct lora *lora, const struct batch *b,
     t->batch = b;
     t->compute.lora = lora;
     stage(t, b);
-    if (lora)
-        load_lora(&t->compute);
     const uint64_t key[4] = {(uint64_t)t->rows << 32 | (uint64_t)t->inner_rows, record == record_step ? 1 : 2,
                              lora ? (uint64_t)(uintptr_t)lora->trained : 0,
                              lora ? (uint64_t)(uintptr_t)lora->frozen : 0};

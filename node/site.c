@@ -2,6 +2,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "model/placed.h"
 
 static const struct log_context log_site = {.component = "site"};
 
@@ -28,6 +29,7 @@ static int cuda_backend(const struct site *site, int ordinal, struct backend **r
         .precision = site->precision,
         .memory_limit_bytes = (size_t)config_int(site->config, "device.memory_limit_mb") << 20,
         .quantise_kv = config_bool(site->config, "device.quantise_kv"),
+        .tune = true,
     };
     return backend_cuda_new(&options, ret_backend, err);
 }
@@ -52,6 +54,17 @@ static int parse_kind(const struct config *config, bool *ret_cuda, bool *ret_req
     return 0;
 }
 
+/* The card, with the model's shapes and size checked against it. */
+static int try_card(struct site *site, struct error *err)
+{
+    int rc = cuda_backend(site, site->cuda_ordinal, &site->backend, err);
+    if (rc == 0 && (rc = placed_model_check(site->backend, &site->model, err)) < 0) {
+        backend_free(site->backend);
+        site->backend = NULL;
+    }
+    return rc;
+}
+
 static int open_device(struct site *site, const struct config *config, struct error *err)
 {
     bool cuda, required;
@@ -60,17 +73,17 @@ static int open_device(struct site *site, const struct config *config, struct er
 
     if (rc < 0)
         return rc;
-    if (cuda) {
-        rc = cuda_backend(site, site->cuda_ordinal, &site->backend, &why);
-        site->cuda = rc == 0;
-        if (rc == 0) {
-            log_info(&log_site, "computing on %s", site->backend->name);
-            return 0;
-        }
-        if (required)
-            return config_fail(config, "device.kind", err, "%s", why.message);
-        log_debug(&log_site, "computing on the CPU: %s", why.message);
+    if (cuda && try_card(site, &why) == 0) {
+        site->cuda = true;
+        log_info(&log_site, "computing on %s", site->backend->name);
+        return 0;
     }
+    if (required)
+        return config_fail(config, "device.kind", err, "%s", why.message);
+    if (cuda && why.code == ERR_NOT_FOUND) /* the usual case of a machine without a card */
+        log_debug(&log_site, "computing on the CPU: %s", why.message);
+    else if (cuda)
+        log_warn(&log_site, "computing on the CPU, not on the card: %s", why.message);
     return backend_cpu_new(site->ops, site->pool, site->precision, &site->backend, err);
 }
 

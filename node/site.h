@@ -29,7 +29,8 @@ struct site {
     struct backend *backend; /* the training thread's */
 };
 
-/* device.kind auto takes the first card if there is one that can be used, and says in the log why not; cuda:N must be
+/* device.kind auto takes the first card if there is one that this model can be used on, and otherwise the CPU, with the
+ * reason in the log (at debug level where there is no driver or no card at all); cuda:N must be
  * there (ERR_CONFIG with the reason otherwise). ERR_CONFIG, ERR_INTEGRITY (the file is malformed; names the field),
  * ERR_RESOURCES. */
 int MUST_USE site_open(struct site *ret_site, const struct config *config, struct error *err);

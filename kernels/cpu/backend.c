@@ -130,6 +130,16 @@ static int cpu_reserve(struct backend *be, const struct backend_needs *n, struct
     return rc;
 }
 
+static void cpu_trim(struct backend *be)
+{
+    struct cpu *c = cpu_of(be);
+    free(c->run.scratch);
+    free(c->thread_scratch);
+    c->run.scratch = NULL;
+    c->thread_scratch = NULL;
+    c->run.scratch_bytes = c->thread_bytes = 0;
+}
+
 static struct kernel_run thread_run(const struct cpu *c, int thread)
 {
     return (struct kernel_run){.pool = NULL,
@@ -192,11 +202,13 @@ static void cpu_group_free(struct backend *be, struct linear_group *group)
     (void)group;
 }
 
-static void cpu_lora_load(struct backend *be, struct linear_group *group, const struct group_lora *lora)
+static void cpu_lora_load(struct backend *be, int32_t count, struct linear_group *const groups[],
+                          const struct group_lora loras[])
 {
     (void)be;
-    (void)group;
-    (void)lora;
+    (void)count;
+    (void)groups;
+    (void)loras;
 }
 
 /* Adapted members × rank: the columns of h. */
@@ -630,6 +642,7 @@ static const struct backend_ops cpu_ops = {
     .sync = cpu_sync,
     .free_bytes = cpu_free_bytes,
     .reserve = cpu_reserve,
+    .trim = cpu_trim,
     .run_recorded = cpu_run_recorded,
     .graph_cache_new = cpu_graph_cache_new,
     .graph_cache_free = cpu_graph_cache_free,
@@ -679,6 +692,7 @@ int backend_cpu_new(const struct kernel_ops *ops, struct pool *pool, enum kernel
         .ops = &cpu_ops,
         .element = TENSOR_F32,
         .host_memory = true,
+        .width_multiple = 1,
         .row_multiple = 1,
         .threads = pool_threads(pool),
     };

@@ -75,8 +75,7 @@ DEVICE bf16 *attention_at(struct rows x, int32_t row, int32_t column)
     return static_cast<bf16 *>(x.at) + (ptrdiff_t)row * x.stride + column;
 }
 
-/* --- tiles in shared memory -----------------------------------------------------------------------------------------
- */
+/* --- tiles in shared memory ------------------------------------------------------------------------------------ */
 
 template <int D> DEVICE int tile_at(int row, int unit)
 {

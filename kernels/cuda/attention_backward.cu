@@ -18,8 +18,7 @@
  */
 #include "kernels/cuda/attention.h"
 
-/* --- dq --------------------------------------------------------------------------------------------------------------
- */
+/* --- dq -------------------------------------------------------------------------------------------------------- */
 
 template <int D, int M, int KEYS> struct backward_q_memory {
     static const int rows = 16 * M * ATTENTION_WARPS;
@@ -159,8 +158,7 @@ TEMPLATE_KERNEL LAUNCH_BOUNDS(ATTENTION_THREADS, D == 64 ? 3 : 2) attention_back
                      units);
 }
 
-/* --- dk and dv -------------------------------------------------------------------------------------------------------
- */
+/* --- dk and dv ------------------------------------------------------------------------------------------------- */
 
 /* Which query heads of a group a block takes: `each` (the last part maybe fewer), in `count` parts. */
 struct head_parts {
@@ -377,8 +375,7 @@ KERNEL attention_add_parts(const struct attention_call c, const struct head_part
     }
 }
 
-/* --- launching -------------------------------------------------------------------------------------------------------
- */
+/* --- launching ------------------------------------------------------------------------------------------------- */
 
 template <int D, int M, int KEYS, int CHUNK>
 static void launch_backward_q(stream_t s, const struct attention_call *c, int32_t tiles)

@@ -78,6 +78,10 @@ int cuda_work(struct cuda *c, struct work *work, size_t bytes, struct error *err
     void *at = NULL;
     int rc = device_sync(c->stream, err); /* the old memory may be in use */
     if (rc == 0) {
+        if (work == &c->noise && work->at) {
+            device_zero(c->stream, work->at, work->bytes);
+            rc = device_sync(c->stream, err);
+        }
         cuda_release(&c->base, work->at);
         work->at = NULL;
         work->bytes = 0;
@@ -87,6 +91,7 @@ int cuda_work(struct cuda *c, struct work *work, size_t bytes, struct error *err
         return rc;
     work->at = at;
     work->bytes = bytes;
+    c->epoch++;
     return 0;
 }
 
@@ -94,8 +99,19 @@ static void cuda_upload(struct backend *be, void *to, const void *from, size_t b
 {
     struct cuda *c = cuda_of(be);
     device_use(c->options.device);
-    if (bytes > 0)
+    if (bytes == 0)
+        return;
+    if (bytes > UPLOAD_SLOT_BYTES) { /* from memory that is not pinned: it returns when that may be changed */
         device_upload(c->stream, to, from, bytes);
+        return;
+    }
+    const int slot = c->upload_next;
+    uint8_t *host = c->upload_slots + (size_t)slot * UPLOAD_SLOT_BYTES;
+    c->upload_next = (slot + 1) % UPLOAD_SLOTS;
+    device_mark_wait(c->upload_marks[slot]);
+    memcpy(host, from, bytes);
+    device_upload(c->stream, to, host, bytes);
+    device_mark_set(c->upload_marks[slot], c->stream);
 }
 
 static int cuda_sync(struct backend *be, struct error *err)
@@ -105,7 +121,8 @@ static int cuda_sync(struct backend *be, struct error *err)
     device_download(c->stream, c->failed_host, c->failed, sizeof *c->failed);
     int rc = device_sync(c->stream, err);
     if (rc == 0 && *c->failed_host != 0) /* it stays set: nothing of this backend may be released any more */
-        rc = error_set(err, ERR_BUG, "noise could not be drawn on %s: nothing may be released", be->name);
+        rc =
+            error_set(err, ERR_BUG, "noise could not be drawn or added on %s: nothing of it may be released", be->name);
     if (rc == 0 && c->latched.code != 0)
         rc = error_set(err, c->latched.code, "%s", c->latched.message);
     c->latched.code = 0;
@@ -150,9 +167,9 @@ static int reserve_serving(struct cuda *c, const struct backend_needs *n, struct
     const size_t ranks = 3 * 256;
     int rc = cuda_work(c, &c->decode, decode_attention_work(&n->shape, n->rows), err);
     if (rc == 0 && bytes > c->rows.bytes) {
-        device_pinned_release(c->rows_host);
+        free(c->rows_host);
         c->rows_host = NULL;
-        if ((rc = cuda_work(c, &c->rows, bytes, err)) == 0 && device_pinned_alloc(bytes, &c->rows_host) < 0)
+        if ((rc = cuda_work(c, &c->rows, bytes, err)) == 0 && !(c->rows_host = malloc(bytes)))
             rc = error_set(err, ERR_RESOURCES, "no memory for the rows of a pass");
     }
     if (rc == 0 && n->rows > c->rows_max)
@@ -180,7 +197,6 @@ static int cuda_reserve(struct backend *be, const struct backend_needs *n, struc
         logits = few;
     int rc = cuda_work(c, &c->logits, logits, err);
     if (rc == 0 && n->decode_length == 0) { /* training */
-        products_reference(c->products, n->rows);
         rc = cuda_work(c, &c->delta, (size_t)n->rows * (size_t)n->shape.heads * sizeof(float), err);
         if (rc == 0)
             rc = cuda_work(c, &c->attention, attention_backward_work(be->element, &n->shape, n->rows), err);
@@ -196,12 +212,41 @@ static int cuda_reserve(struct backend *be, const struct backend_needs *n, struc
     return rc;
 }
 
+/* All but the matrix that quantised weights are decoded into: it belongs to the weights. */
+static void release_work(struct cuda *c)
+{
+    struct work *const all[] = {&c->delta,       &c->attention, &c->logits, &c->clip, &c->clip_results, &c->lora,
+                                &c->lora_hidden, &c->hidden,    &c->decode, &c->rows, &c->noise,        &c->sums};
+    for (size_t i = 0; i < ARRAY_LEN(all); i++) {
+        cuda_release(&c->base, all[i]->at);
+        all[i]->at = NULL;
+        all[i]->bytes = 0;
+    }
+    c->epoch++;
+}
+
+static void cuda_trim(struct backend *be)
+{
+    struct cuda *c = cuda_of(be);
+    struct error err;
+    device_use(c->options.device);
+    if (device_sync(c->stream, &err) < 0 || device_sync(c->side, &err) < 0)
+        cuda_latch(c, err.code, "work");
+    if (c->noise.at) {
+        device_zero(c->stream, c->noise.at, c->noise.bytes);
+        if (device_sync(c->stream, &err) < 0)
+            cuda_latch(c, err.code, "work");
+    }
+    release_work(c);
+}
+
 /* --- recorded passes ------------------------------------------------------------------------------------------------
  */
 
 struct graph_entry {
     uint64_t key[4];
-    uint64_t used; /* when last */
+    uint64_t used;  /* when last */
+    uint64_t epoch; /* the backend's when it was recorded */
     int32_t times;
     bool failed; /* it cannot be recorded */
     struct recording *recording;
@@ -231,7 +276,7 @@ static void cuda_graph_cache_free(struct backend *be, struct graph_cache *cache)
 }
 
 /* The key's entry; a new one takes the place of the one unused for longest. */
-static struct graph_entry *entry_of(struct graph_cache *cache, const uint64_t key[4])
+static struct graph_entry *entry_of(struct cuda *c, struct graph_cache *cache, const uint64_t key[4])
 {
     struct graph_entry *oldest = &cache->entries[0];
     for (int32_t i = 0; i < cache->count; i++) {
@@ -242,7 +287,12 @@ static struct graph_entry *entry_of(struct graph_cache *cache, const uint64_t ke
     }
     if (cache->count < GRAPHS_MAX)
         oldest = &cache->entries[cache->count++];
-    device_recording_free(oldest->recording);
+    if (oldest->recording) {
+        struct error err;
+        if (device_sync(c->stream, &err) < 0) /* it may be running */
+            cuda_latch(c, err.code, "a recorded pass");
+        device_recording_free(oldest->recording);
+    }
     memset(oldest, 0, sizeof *oldest);
     memcpy(oldest->key, key, sizeof oldest->key);
     return oldest;
@@ -254,7 +304,7 @@ static void cuda_run_recorded(struct backend *be, struct graph_cache *cache, con
 {
     struct cuda *c = cuda_of(be);
     device_use(c->options.device);
-    struct graph_entry *e = cache ? entry_of(cache, key) : NULL;
+    struct graph_entry *e = cache ? entry_of(c, cache, key) : NULL;
     if (!e || e->failed || e->times++ == 0) {
         if (e)
             e->used = ++cache->clock;
@@ -262,6 +312,13 @@ static void cuda_run_recorded(struct backend *be, struct graph_cache *cache, con
         return;
     }
     e->used = ++cache->clock;
+    if (e->recording && e->epoch != c->epoch) {
+        struct error err;
+        if (device_sync(c->stream, &err) < 0) /* it may be running */
+            cuda_latch(c, err.code, "a recorded pass");
+        device_recording_free(e->recording);
+        e->recording = NULL;
+    }
     if (!e->recording) {
         if (!device_record_begin(c->stream)) {
             e->failed = true;
@@ -270,6 +327,7 @@ static void cuda_run_recorded(struct backend *be, struct graph_cache *cache, con
         }
         record(ctx);
         e->recording = device_record_end(c->stream);
+        e->epoch = c->epoch;
         if (!e->recording) {
             e->failed = true;
             record(ctx);
@@ -282,11 +340,14 @@ static void cuda_run_recorded(struct backend *be, struct graph_cache *cache, con
 /* --- segments -------------------------------------------------------------------------------------------------------
  */
 
-/* Device and host copies of one block: count, offsets, tiles. */
+/* Rows that are summed by one block where no gradient is any one example's. */
+#define SUM_ROWS 1024
+
+/* Device and host copies of one block: count, offsets; the same of chunks of SUM_ROWS rows; tiles. */
 struct cuda_segments {
     void *dev, *host;
-    size_t bytes, tiles_at;
-    int32_t tiles_max;
+    size_t bytes, chunks_at, tiles_at;
+    int32_t tiles_max, chunks_max;
 };
 
 static struct cuda_segments *segments_of(const struct placed_segments *s)
@@ -300,7 +361,7 @@ static void cuda_segments_free(struct backend *be, struct placed_segments *segme
     if (!s)
         return;
     cuda_release(be, s->dev);
-    device_pinned_release(s->host);
+    free(s->host);
     free(s);
     memset(segments, 0, sizeof *segments);
 }
@@ -316,16 +377,17 @@ static int cuda_segments_new(struct backend *be, int32_t rows_max, int32_t count
     p.count_max = count_max;
     p.placed = s;
     s->tiles_max = rows_max / ATTENTION_TILE + count_max;
-    s->tiles_at = (sizeof(int32_t) * ((size_t)count_max + 2) + 255) / 256 * 256;
+    s->chunks_max = (rows_max + SUM_ROWS - 1) / SUM_ROWS;
+    s->chunks_at = sizeof(int32_t) * ((size_t)count_max + 2);
+    s->tiles_at = (s->chunks_at + sizeof(int32_t) * ((size_t)s->chunks_max + 2) + 255) / 256 * 256;
     s->bytes = s->tiles_at + sizeof(struct attention_tile) * (size_t)s->tiles_max;
     int rc = cuda_alloc(be, s->bytes, &s->dev, err);
-    if (rc == 0 && device_pinned_alloc(s->bytes, &s->host) < 0)
+    if (rc == 0 && !(s->host = calloc(1, s->bytes)))
         rc = error_set(err, ERR_RESOURCES, "no memory for a table of sequences");
     if (rc < 0) {
         cuda_segments_free(be, &p);
         return rc;
     }
-    memset(s->host, 0, s->bytes);
     *ret = p;
     return 0;
 }
@@ -353,24 +415,22 @@ static int32_t list_tiles(const struct placed_segments *p, struct attention_tile
 static void cuda_segments_set(struct backend *be, struct placed_segments *segments, int32_t count,
                               const int32_t *offsets)
 {
-    struct cuda *c = cuda_of(be);
     struct cuda_segments *s = segments_of(segments);
-    struct error err = {};
-    int32_t *ints = static_cast<int32_t *>(s->host);
+    int32_t *ints = static_cast<int32_t *>(s->host), *chunks = ints + s->chunks_at / sizeof *ints;
     assert(count <= segments->count_max && offsets[count] <= segments->rows_max);
-    device_use(c->options.device);
-    if (device_sync(c->stream, &err) < 0 && c->latched.code == 0) /* the last upload has left the host copy */
-        c->latched = err;
     segments->count = count;
     segments->offsets = offsets;
     ints[0] = count;
     memcpy(ints + 1, offsets, sizeof *offsets * ((size_t)count + 1));
+    chunks[0] = (offsets[count] + SUM_ROWS - 1) / SUM_ROWS;
+    for (int32_t i = 0; i <= chunks[0]; i++)
+        chunks[1 + i] = i < chunks[0] ? i * SUM_ROWS : offsets[count];
     struct attention_tile *tiles =
         reinterpret_cast<struct attention_tile *>(static_cast<uint8_t *>(s->host) + s->tiles_at);
     const int32_t used = list_tiles(segments, tiles);
     assert(used <= s->tiles_max);
     memset(tiles + used, 0, sizeof *tiles * (size_t)(s->tiles_max - used));
-    device_upload(c->stream, s->dev, s->host, s->bytes);
+    be->ops->upload(be, s->dev, s->host, s->bytes);
 }
 
 static const struct attention_tile *tiles_of(const struct placed_segments *p)
@@ -389,14 +449,13 @@ static int32_t tiles_bound(const struct placed_segments *p, int32_t m)
 /* --- the table ------------------------------------------------------------------------------------------------------
  */
 
-static void cuda_group_gradients(struct backend *be, const struct linear_group *g, const struct group_lora *lora,
-                                 const struct placed_segments *segments, const struct rows dy[], struct rows h,
-                                 struct rows dh, struct rows x, const struct group_gradient *where, float *base,
-                                 size_t stride)
+/* The factors' gradients of a group. All A's are neighbours in the gradient, as their dh are in dh: one job, which
+ * reads x once. */
+static int32_t list_gradients(struct backend *be, const struct linear_group *g, const struct group_lora *lora,
+                              const struct rows dy[], struct rows h, struct rows dh, struct rows x,
+                              const struct group_gradient *where, struct gradient_job jobs[GRADIENT_JOBS_MAX])
 {
-    struct cuda *c = cuda_of(be);
-    struct gradient_job jobs[GRADIENT_JOBS_MAX];
-    int32_t count = 0, column = 0;
+    int32_t count = 0, column = 0, a_job = -1;
     for (int32_t i = 0; i < g->count; i++) {
         if (!lora->a[i])
             continue;
@@ -407,19 +466,96 @@ static void cuda_group_gradients(struct backend *be, const struct linear_group *
         b->right_width = lora->rank;
         b->scale = lora->scale;
         b->offset = where->b_offset[i];
-        if (where->with_a) {
-            struct gradient_job *a = &jobs[count++];
-            a->left = rows_from(be, dh, column);
-            a->right = x;
-            a->left_width = lora->rank;
-            a->right_width = g->in;
-            a->scale = 1;
-            a->offset = where->a_offset[i];
+        const bool fits = a_job >= 0 && jobs[a_job].left_width + lora->rank <= 64;
+        if (where->with_a && fits) {
+            assert(where->a_offset[i] == jobs[a_job].offset + (size_t)jobs[a_job].left_width * (size_t)g->in);
+            jobs[a_job].left_width += lora->rank;
+        } else if (where->with_a) {
+            a_job = count++;
+            jobs[a_job].left = rows_from(be, dh, column);
+            jobs[a_job].right = x;
+            jobs[a_job].left_width = lora->rank;
+            jobs[a_job].right_width = g->in;
+            jobs[a_job].scale = 1;
+            jobs[a_job].offset = where->a_offset[i];
         }
         column += lora->rank;
     }
+    return count;
+}
+
+struct sum_part {
+    size_t from, to, count; /* values; from: within a chunk's sums */
+};
+
+struct sum_parts {
+    struct sum_part part[GRADIENT_JOBS_MAX];
+    const float *sums;
+    size_t stride; /* values between chunks */
+    const int32_t *chunks;
+    float *base;
+};
+
+/* base[to ...] += the chunks' sums, in order. grid: (blocks, parts). */
+TEMPLATE_KERNEL add_chunks(const sum_parts parts)
+{
+    const sum_part part = parts.part[blockIdx.y];
+    const int32_t chunks = *parts.chunks;
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < part.count;
+         i += (size_t)gridDim.x * blockDim.x) {
+        float total = parts.base[part.to + i];
+        for (int32_t c = 0; c < chunks; c++)
+            total += parts.sums[(size_t)c * parts.stride + part.from + i];
+        parts.base[part.to + i] = total;
+    }
+}
+
+/* One gradient for all rows: chunks of rows are summed side by side, and then added. */
+static void sum_gradients(struct cuda *c, const struct placed_segments *segments, int32_t count,
+                          struct gradient_job *jobs, float *base)
+{
+    const struct cuda_segments *s = segments_of(segments);
+    const int32_t *chunks = static_cast<const int32_t *>(s->dev) + s->chunks_at / sizeof(int32_t);
+    struct sum_parts parts = {};
+    size_t values = 0;
+    for (int32_t i = 0; i < count; i++) {
+        parts.part[i].from = values;
+        parts.part[i].to = jobs[i].offset;
+        parts.part[i].count = (size_t)jobs[i].left_width * (size_t)jobs[i].right_width;
+        jobs[i].offset = values;
+        values += (parts.part[i].count + 63) / 64 * 64;
+    }
+    struct error err = {};
+    const size_t bytes = values * (size_t)s->chunks_max * sizeof(float);
+    /* Taken at the warm-up or the first step, never while a pass is recorded. */
+    if (cuda_work(c, &c->sums, bytes, &err) < 0) {
+        c->latched = c->latched.code ? c->latched : err;
+        return;
+    }
+    parts.sums = static_cast<const float *>(c->sums.at);
+    parts.stride = values;
+    parts.chunks = chunks;
+    parts.base = base;
+    device_zero(c->stream, c->sums.at, bytes);
+    gradients_add(c->stream, c->base.element, count, jobs, chunks + 1, chunks, s->chunks_max,
+                  static_cast<float *>(c->sums.at), values);
+    LAUNCH(add_chunks, dim3(64, (unsigned)count), 256, 0, c->stream, parts);
+}
+
+static void cuda_group_gradients(struct backend *be, const struct linear_group *g, const struct group_lora *lora,
+                                 const struct placed_segments *segments, const struct rows dy[], struct rows h,
+                                 struct rows dh, struct rows x, const struct group_gradient *where, float *base,
+                                 size_t stride)
+{
+    struct cuda *c = cuda_of(be);
+    struct gradient_job jobs[GRADIENT_JOBS_MAX];
+    const int32_t count = list_gradients(be, g, lora, dy, h, dh, x, where, jobs);
     const int32_t *ints = static_cast<const int32_t *>(segments_of(segments)->dev);
-    if (count > 0)
+    if (count == 0)
+        return;
+    if (stride == 0)
+        sum_gradients(c, segments, count, jobs, base);
+    else
         gradients_add(c->stream, be->element, count, jobs, ints + 1, ints, segments->count_max, base, stride);
 }
 
@@ -573,14 +709,15 @@ static void cuda_free(struct backend *be)
         device_zero(c->stream, c->noise.at, c->noise.bytes);
     if (c->stream && device_sync(c->stream, &err) < 0)
         fprintf(stderr, "closing %s: %s\n", be->name, err.message);
-    struct work *const all[] = {&c->delta, &c->attention,   &c->logits, &c->clip,   &c->clip_results, &c->matrix,
-                                &c->lora,  &c->lora_hidden, &c->hidden, &c->decode, &c->rows,         &c->noise};
-    for (size_t i = 0; i < ARRAY_LEN(all); i++)
-        cuda_release(be, all[i]->at);
+    release_work(c);
+    cuda_release(be, c->matrix.at);
     assert(c->allocation_count == 0); /* everything placed on it was released before */
     device_release(c->failed);
     device_pinned_release(c->failed_host);
-    device_pinned_release(c->rows_host);
+    device_pinned_release(c->upload_slots);
+    for (int i = 0; i < UPLOAD_SLOTS; i++)
+        device_mark_free(c->upload_marks[i]);
+    free(c->rows_host);
     device_stream_free(c->side);
     products_free(c->products);
     device_stream_free(c->stream);
@@ -601,6 +738,7 @@ static struct backend_ops make_table(void)
     t.sync = cuda_sync;
     t.free_bytes = cuda_free_bytes;
     t.reserve = cuda_reserve;
+    t.trim = cuda_trim;
     t.run_recorded = cuda_run_recorded;
     t.graph_cache_new = cuda_graph_cache_new;
     t.graph_cache_free = cuda_graph_cache_free;
@@ -660,6 +798,49 @@ static int check_card(const struct device_info *info, const struct backend_cuda_
     return 0;
 }
 
+/* Does this build hold code for the card? */
+TEMPLATE_KERNEL probe(int32_t *failed)
+{
+    if (*failed < 0)
+        *failed = 0;
+}
+
+static int check_code(struct cuda *c, struct error *err)
+{
+    struct error why = {};
+    LAUNCH(probe, dim3(1), 32, 0, c->stream, c->failed);
+    if (device_sync(c->stream, &why) == 0)
+        return 0;
+    return error_set(err, ERR_CONFIG,
+                     "this build cannot compute on %s, compute capability %d.%d (%s): build with "
+                     "-DCMAKE_CUDA_ARCHITECTURES=%d%d-real",
+                     c->info.name, c->info.major, c->info.minor, why.message, c->info.major, c->info.minor);
+}
+
+/* Streams, small memory and products. What is there already is released by cuda_free. */
+static int open_parts(struct cuda *c, struct error *err)
+{
+    void *failed = NULL, *failed_host = NULL, *slots = NULL;
+    int rc = device_stream_new(&c->stream);
+    if (rc == 0)
+        rc = device_stream_new(&c->side);
+    if (rc == 0 && (rc = device_alloc(sizeof *c->failed, &failed)) == 0)
+        c->failed = static_cast<int32_t *>(failed);
+    if (rc == 0 && (rc = device_pinned_alloc(sizeof *c->failed_host, &failed_host)) == 0)
+        c->failed_host = static_cast<int32_t *>(failed_host);
+    if (rc == 0 && (rc = device_pinned_alloc(UPLOAD_SLOTS * UPLOAD_SLOT_BYTES, &slots)) == 0)
+        c->upload_slots = static_cast<uint8_t *>(slots);
+    for (int i = 0; rc == 0 && i < UPLOAD_SLOTS; i++)
+        if (!(c->upload_marks[i] = device_mark_new()))
+            rc = ERR_RESOURCES;
+    if (rc < 0)
+        return error_set(err, ERR_RESOURCES, "%s has no memory left for a process that opens it", c->base.name);
+    if ((rc = check_code(c, err)) < 0)
+        return rc;
+    c->products = products_new(c->base.element, c->options.tune, err);
+    return c->products ? 0 : ERR_RESOURCES;
+}
+
 int backend_cuda_new(const struct backend_cuda_options *options, struct backend **ret_backend, struct error *err)
 {
     struct device_info info;
@@ -676,19 +857,13 @@ int backend_cuda_new(const struct backend_cuda_options *options, struct backend 
     c->limit_bytes = options->memory_limit_bytes ? options->memory_limit_bytes : info.free_bytes;
     c->base.ops = &cuda_ops;
     c->base.element = options->precision == KERNEL_BF16 ? TENSOR_BF16 : TENSOR_F32;
+    c->base.tuned = options->tune;
     c->base.fused = true;
+    c->base.width_multiple = 8;
     c->base.row_multiple = 64;
     c->base.threads = 1;
     snprintf(c->base.name, sizeof c->base.name, "cuda:%d %s", options->device, info.name);
-    void *failed = NULL, *failed_host = NULL;
-    if (device_stream_new(&c->stream) < 0 || device_stream_new(&c->side) < 0 ||
-        device_alloc(sizeof *c->failed, &failed) < 0 || device_pinned_alloc(sizeof *c->failed, &failed_host) < 0)
-        rc = error_set(err, ERR_RESOURCES, "%s gives no stream", c->base.name);
-    else if (!(c->products = products_new(c->base.element, err)))
-        rc = ERR_RESOURCES;
-    c->failed = static_cast<int32_t *>(failed);
-    c->failed_host = static_cast<int32_t *>(failed_host);
-    if (rc < 0) {
+    if ((rc = open_parts(c, err)) < 0) {
         cuda_free(&c->base);
         return rc;
     }

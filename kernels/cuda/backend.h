@@ -17,6 +17,10 @@ struct work {
     size_t bytes;
 };
 
+/* Small uploads go through a ring of pinned slots, so that the caller need not wait for what is before them. */
+#define UPLOAD_SLOTS 8
+#define UPLOAD_SLOT_BYTES ((size_t)1 << 20)
+
 struct cuda {
     struct backend base;
     struct backend_cuda_options options;
@@ -25,12 +29,19 @@ struct cuda {
     struct products *products;
     struct error latched; /* code 0: none */
 
+    uint8_t *upload_slots;                          /* pinned (UPLOAD_SLOTS, UPLOAD_SLOT_BYTES) */
+    struct device_mark *upload_marks[UPLOAD_SLOTS]; /* when each slot's copy is done */
+    int upload_next;
+    bool decode_each_use; /* quantised weights that are placed now get no dense copy */
+    uint64_t epoch;       /* counts the times that work memory moved: what was recorded before is void */
+
     size_t used_bytes, limit_bytes;
     struct allocation *allocations;
     int32_t allocation_count, allocation_room;
 
     /* Grown by reserve(); null until then. */
-    struct work delta, attention, logits, clip, clip_results, matrix, lora, lora_hidden, hidden, decode, rows, noise;
+    struct work delta, attention, logits, clip, clip_results, matrix, lora, lora_hidden, hidden, decode, rows, noise,
+        sums;
     void *rows_host;      /* pinned; as long as rows */
     int32_t *failed;      /* dev: becomes 1 if noise could not be drawn or a sum left 64 bits */
     int32_t *failed_host; /* pinned */
@@ -67,14 +78,15 @@ struct cuda_group {
     int32_t stride;    /* in + R */
     void *matrix;      /* (out_total + R, stride) of the element; NULL: decoded into cuda.matrix at each use */
     struct given_matrix given[BACKEND_GROUP_MAX];
-    struct group_lora loaded; /* of lora_load; rank 0: none */
+    struct group_lora loaded; /* by lora_load; rank 0: none */
     int32_t loaded_rank;      /* all members' */
 };
 
 int cuda_group_new(struct backend *be, int32_t count, const struct tensor *const w[], int32_t rank_max,
                    struct linear_group *ret, struct error *err);
 void cuda_group_free(struct backend *be, struct linear_group *group);
-void cuda_lora_load(struct backend *be, struct linear_group *group, const struct group_lora *lora);
+void cuda_lora_load(struct backend *be, int32_t count, struct linear_group *const groups[],
+                    const struct group_lora loras[]);
 /* The group's augmented matrix, decoded now if it is not kept. with_lora: LoRA's parts hold the loaded factors. */
 const void *cuda_matrix(struct cuda *c, const struct linear_group *group, bool with_lora);
 size_t cuda_logits_bytes(const struct cuda *c, int32_t rows, int32_t vocabulary);

@@ -106,35 +106,40 @@ void dequantise_matrix(stream_t s, enum tensor_type type, int32_t rows, int32_t 
 #undef CALL
 }
 
-/* --- LoRA's parts ---------------------------------------------------------------------------------------------------
- */
+/* --- LoRA's parts ------------------------------------------------------------------------------------------------ */
 
-/* to (rows, n) = scale·from (rows, n) dense; a thread a value: the narrow side may be any rank. */
-template <typename E>
-TEMPLATE_KERNEL place(uint32_t items, uint32_t n, float scale, const float *RESTRICT from, E *RESTRICT to,
-                      int64_t stride)
+struct lora_parts {
+    struct lora_part part[LORA_PARTS_MAX];
+};
+
+#define PLACE_BLOCKS 48 /* of one part: many parts fill the card */
+
+/* grid: (PLACE_BLOCKS, parts). A thread a value: the narrow side may be any rank. */
+template <typename E> TEMPLATE_KERNEL place(const lora_parts parts)
 {
-    uint32_t item = blockIdx.x * BLOCK + threadIdx.x, row = item / n, at = item % n;
-    if (item < items)
-        store_float(to + row * stride + at, scale * from[item]);
+    const lora_part &part = parts.part[blockIdx.y];
+    const uint32_t items = (uint32_t)part.rows * (uint32_t)part.columns;
+    E *to = static_cast<E *>(part.to.at);
+    for (uint32_t item = blockIdx.x * BLOCK + threadIdx.x; item < items; item += gridDim.x * BLOCK) {
+        uint32_t row = item / (uint32_t)part.columns, at = item % (uint32_t)part.columns;
+        store_float(to + (int64_t)row * part.to.stride + at, part.scale * part.from[item]);
+    }
 }
 
-void lora_place_b(stream_t s, enum tensor_type type, int32_t out, int32_t rank, float scale, const float *b,
-                  struct rows to)
+void lora_place(stream_t s, enum tensor_type type, int32_t count, const struct lora_part *parts)
 {
-    int64_t items = (int64_t)out * rank;
-    assert((type == TENSOR_F32 || type == TENSOR_BF16) && (out <= 1 || to.stride >= rank));
-    if (out <= 0 || rank <= 0)
-        return;
-    if (type == TENSOR_BF16)
-        LAUNCH((place<bf16>), blocks_for(items, BLOCK), BLOCK, 0, s, (uint32_t)items, (uint32_t)rank, scale, b,
-               static_cast<bf16 *>(to.at), (int64_t)to.stride);
-    else
-        LAUNCH((place<float>), blocks_for(items, BLOCK), BLOCK, 0, s, (uint32_t)items, (uint32_t)rank, scale, b,
-               static_cast<float *>(to.at), (int64_t)to.stride);
-}
-
-void lora_place_a(stream_t s, enum tensor_type type, int32_t rank, int32_t in, const float *a, struct rows to)
-{
-    dequantise_matrix(s, type, rank, in, TENSOR_F32, a, (size_t)(in > 0 ? in : 0) * sizeof(float), to);
+    assert(type == TENSOR_F32 || type == TENSOR_BF16);
+    for (int32_t first = 0; first < count; first += LORA_PARTS_MAX) {
+        struct lora_parts some = {};
+        const int32_t n = count - first < LORA_PARTS_MAX ? count - first : LORA_PARTS_MAX;
+        for (int32_t i = 0; i < n; i++) {
+            some.part[i] = parts[first + i];
+            assert(some.part[i].rows <= 1 || some.part[i].to.stride >= some.part[i].columns);
+        }
+        const dim3 grid(PLACE_BLOCKS, (unsigned)n);
+        if (type == TENSOR_BF16)
+            LAUNCH((place<bf16>), grid, BLOCK, 0, s, some);
+        else
+            LAUNCH((place<float>), grid, BLOCK, 0, s, some);
+    }
 }

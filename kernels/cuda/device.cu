@@ -59,7 +59,8 @@ int device_alloc(size_t bytes, void **ret)
         cudaGetLastError(); /* not to be taken for a launch's failure later */
         return ERR_RESOURCES;
     }
-    if (cudaMemset(at, 0, bytes) != cudaSuccess) {
+    /* The streams here do not wait for the one that this memset is on. */
+    if (cudaMemset(at, 0, bytes) != cudaSuccess || cudaDeviceSynchronize() != cudaSuccess) {
         cudaFree(at);
         return ERR_RESOURCES;
     }
@@ -132,6 +133,43 @@ int device_sync(stream_t s, struct error *err)
     if (e == cudaSuccess)
         e = last;
     return e == cudaSuccess ? 0 : fail(e, "computing", err);
+}
+
+struct device_mark {
+    cudaEvent_t event;
+};
+
+struct device_mark *device_mark_new(void)
+{
+    struct device_mark *m = static_cast<struct device_mark *>(malloc(sizeof *m));
+    if (m && cudaEventCreate(&m->event) == cudaSuccess)
+        return m;
+    free(m);
+    return NULL;
+}
+
+void device_mark_free(struct device_mark *mark)
+{
+    if (!mark)
+        return;
+    cudaEventDestroy(mark->event);
+    free(mark);
+}
+
+void device_mark_set(struct device_mark *mark, stream_t s)
+{
+    cudaEventRecord(mark->event, s);
+}
+
+void device_mark_wait(struct device_mark *mark)
+{
+    cudaEventSynchronize(mark->event);
+}
+
+float device_mark_elapsed_ms(struct device_mark *from, struct device_mark *to)
+{
+    float ms = 0;
+    return cudaEventElapsedTime(&ms, from->event, to->event) == cudaSuccess ? ms : INFINITY;
 }
 
 struct recording {

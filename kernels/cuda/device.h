@@ -39,6 +39,16 @@ void device_zero(stream_t s, void *at, size_t bytes);
 void device_after(stream_t s, stream_t other); /* what s does from here on waits for what other has been given so far */
 int MUST_USE device_sync(stream_t s, struct error *err); /* waits; ERR_FAILED or ERR_RESOURCES says what failed */
 
+/* A place in a stream that the host can wait for; before the first device_mark_set there is nothing to wait for. NULL:
+ * none can be had. */
+struct device_mark;
+struct device_mark *device_mark_new(void);
+void device_mark_free(struct device_mark *mark);
+void device_mark_set(struct device_mark *mark, stream_t s);
+void device_mark_wait(struct device_mark *mark);
+/* Milliseconds between two marks that were waited for. */
+float device_mark_elapsed_ms(struct device_mark *from, struct device_mark *to);
+
 /* Recorded work. device_record_begin .. _end catch what is enqueued on s in between; NULL if it cannot be recorded (the
  * shim never can: _begin returns false and the work is done as usual). */
 struct recording;

@@ -37,11 +37,10 @@ template <typename E, int THREADS> DEVICE void combine(float *top, float *sum, f
         partial[threadIdx.x / WARP * 2 + 1] = warp_total;
     }
     block_sync();
-    float block_top = LOWEST, total = 0;
-    for (int i = 0; i < THREADS / WARP; i++)
-        block_top = fmaxf(block_top, partial[i * 2]);
-    for (int i = 0; i < THREADS / WARP; i++)
-        total += partial[i * 2 + 1] * exponential<E>(partial[i * 2] - block_top);
+    int lane = (int)threadIdx.x % WARP; /* each warp combines all of them */
+    float of_warp = lane < THREADS / WARP ? partial[lane * 2] : LOWEST;
+    float total = lane < THREADS / WARP ? partial[lane * 2 + 1] : 0.0f, block_top = warp_max(of_warp);
+    total = warp_sum(total * exponential<E>(of_warp - block_top));
     *top = block_top;
     *sum = total;
 }

@@ -45,13 +45,19 @@ void rows_gather(stream_t s, enum tensor_type type, int32_t m, int32_t n, const 
 void dequantise_matrix(stream_t s, enum tensor_type type, int32_t rows, int32_t n, enum tensor_type from_type,
                        const void *from, size_t row_bytes, struct rows out);
 
-/* The LoRA parts of an augmented matrix (see product.h): rows [row, row+out) of columns [column, column+rank) become
- * scale·b (out, rank) and rows [a_row, a_row+rank) become a (rank, in), in columns 0..in-1. */
-void lora_place_b(stream_t s, enum tensor_type type, int32_t out, int32_t rank, float scale, const float *b,
-                  struct rows to);
-void lora_place_a(stream_t s, enum tensor_type type, int32_t rank, int32_t in, const float *a, struct rows to);
+/* The LoRA parts of an augmented matrix (see product.h): to (rows, columns) = scale·from (rows, columns), dense
+ * float32; any sizes below 2^31 values. Many parts are one launch. */
+#define LORA_PARTS_MAX 84 /* what a kernel's arguments hold */
+struct lora_part {
+    const float *from;
+    struct rows to;
+    int32_t rows, columns;
+    float scale;
+};
+void lora_place(stream_t s, enum tensor_type type, int32_t count, const struct lora_part *parts);
 
-/* --- attention.cu ---------------------------------------------------------------------------------------------------
+/* --- attention_*.cu
+ * ---------------------------------------------------------------------------------------------------
  */
 
 /* Tiles of packed sequences: the work list of a batch. tiles[i] = {first row of the segment, its length, the tile's

@@ -36,13 +36,13 @@ struct product {
     enum tensor_type c_type;
 };
 
-/* workspace_bytes are taken from device memory by it. NULL and a message on failure. */
-struct products *products_new(enum tensor_type type, struct error *err);
+/* It takes 32 MB of device memory. tune: algorithms are chosen by timing them on the first product of a kind, with its
+ * own matrices, and not by the library's estimate for it. NULL and a message on failure. */
+struct products *products_new(enum tensor_type type, bool tune, struct error *err);
 void products_free(struct products *p);
-/* The m that algorithms are chosen for; those chosen before are forgotten if it changes. */
-void products_reference(struct products *p, int32_t m);
-/* An algorithm is chosen once for each (n, k, layout), never splits k across blocks, and is used for every m: so a row
- * of c has the same bits whatever m is. Returns 0 or a negative ERR_ code (nothing is enqueued then). */
+/* An algorithm is chosen at the first product of each (n, k, layout), never splits k across blocks, and is used for
+ * every m from then on: so a row of c has the same bits whatever m is. Returns 0 or a negative ERR_ code (nothing is
+ * enqueued then). */
 int product_run(struct products *p, stream_t s, const struct product *product);
 
 #endif

@@ -5,8 +5,9 @@
 #include <cublasLt.h>
 
 #define WORKSPACE_BYTES ((size_t)32 << 20)
-#define CHOICES_MAX 256
 #define CANDIDATES 8
+#define TIMED_RUNS 3
+#define MANY_ROWS 4096
 
 /* What an algorithm is chosen for: everything of a product but m. */
 struct choice {
@@ -19,13 +20,14 @@ struct choice {
 struct products {
     cublasLtHandle_t handle;
     enum tensor_type type;
-    int32_t m_reference;
+    bool tune;
     void *workspace;
-    int32_t count;
-    struct choice choices[CHOICES_MAX];
+    struct device_mark *start, *end;
+    int32_t count, room;
+    struct choice *choices;
 };
 
-struct products *products_new(enum tensor_type type, struct error *err)
+struct products *products_new(enum tensor_type type, bool tune, struct error *err)
 {
     struct products *p = static_cast<struct products *>(calloc(1, sizeof *p));
     if (!p) {
@@ -33,8 +35,9 @@ struct products *products_new(enum tensor_type type, struct error *err)
         return NULL;
     }
     p->type = type;
-    p->m_reference = 4096;
-    if (cublasLtCreate(&p->handle) != CUBLAS_STATUS_SUCCESS || device_alloc(WORKSPACE_BYTES, &p->workspace) < 0) {
+    p->tune = tune;
+    if (cublasLtCreate(&p->handle) != CUBLAS_STATUS_SUCCESS || device_alloc(WORKSPACE_BYTES, &p->workspace) < 0 ||
+        !(p->start = device_mark_new()) || !(p->end = device_mark_new())) {
         products_free(p);
         error_set(err, ERR_RESOURCES, "cuBLASLt cannot start: is the device's memory full?");
         return NULL;
@@ -49,15 +52,10 @@ void products_free(struct products *p)
     if (p->handle)
         cublasLtDestroy(p->handle);
     device_release(p->workspace);
+    device_mark_free(p->start);
+    device_mark_free(p->end);
+    free(p->choices);
     free(p);
-}
-
-void products_reference(struct products *p, int32_t m)
-{
-    if (m == p->m_reference)
-        return;
-    p->m_reference = m;
-    p->count = 0;
 }
 
 static cudaDataType_t data_type(enum tensor_type type)
@@ -113,57 +111,119 @@ static const struct choice *find(const struct products *p, const struct product 
     return NULL;
 }
 
-/* The heuristic's first algorithm for the reference m that does not split k: a split's partial sums would be added in
- * an order that depends on the grid. */
-static const struct choice *choose(struct products *p, const struct product *x)
+static cublasStatus_t multiply(struct products *p, stream_t s, const struct product *x, const struct layouts *l,
+                               const cublasLtMatmulAlgo_t *algorithm)
 {
-    struct layouts l;
+    return cublasLtMatmul(p->handle, l->operation, &x->alpha, x->b, l->first, x->a, l->second, &x->beta, x->c,
+                          l->result, x->c, l->result, algorithm, p->workspace, WORKSPACE_BYTES, s);
+}
+
+/* Milliseconds of one product; infinity if the algorithm does not run. c is written again and again. */
+static float time_algorithm(struct products *p, stream_t s, const struct product *x, const struct layouts *l,
+                            const cublasLtMatmulAlgo_t *algorithm)
+{
+    if (multiply(p, s, x, l, algorithm) != CUBLAS_STATUS_SUCCESS)
+        return INFINITY;
+    device_mark_set(p->start, s);
+    for (int i = 0; i < TIMED_RUNS; i++)
+        if (multiply(p, s, x, l, algorithm) != CUBLAS_STATUS_SUCCESS)
+            return INFINITY;
+    device_mark_set(p->end, s);
+    device_mark_wait(p->end);
+    return device_mark_elapsed_ms(p->start, p->end);
+}
+
+/* An algorithm that splits k adds partial sums in an order that depends on the grid. */
+static bool splits(const cublasLtMatmulAlgo_t *algorithm)
+{
+    int32_t split = 1;
+    size_t written = 0;
+    return cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split, sizeof split,
+                                                &written) != CUBLAS_STATUS_SUCCESS ||
+           split > 1;
+}
+
+/* The best of what the library proposes: its own first, or the one that is fastest now. An accumulating product cannot
+ * be repeated, so it takes the first. */
+static int pick(struct products *p, stream_t s, const struct product *x, const struct layouts *l,
+                const cublasLtMatmulHeuristicResult_t *found, int count)
+{
+    float least = INFINITY;
+    int best = -1;
+    for (int i = 0; i < count; i++) {
+        if (found[i].state != CUBLAS_STATUS_SUCCESS || splits(&found[i].algo))
+            continue;
+        if (!p->tune || x->beta != 0)
+            return i;
+        const float ms = time_algorithm(p, s, x, l, &found[i].algo);
+        if (ms < least) {
+            least = ms;
+            best = i;
+        }
+    }
+    return best;
+}
+
+/* What the library proposes for these layouts; returns how many. */
+static int propose(const struct products *p, const struct layouts *l, cublasLtMatmulHeuristicResult_t *found)
+{
     cublasLtMatmulPreference_t preference = NULL;
-    cublasLtMatmulHeuristicResult_t found[CANDIDATES];
     const uint32_t no_reduction = CUBLASLT_REDUCTION_SCHEME_NONE;
     const size_t workspace = WORKSPACE_BYTES;
     int count = 0;
-    struct choice *c = NULL;
-    if (p->count == CHOICES_MAX)
-        p->count = 0; /* a program with that many shapes chooses anew, which gives the same again */
-    if (layouts_init(&l, p, x, x->a_transposed ? x->m : p->m_reference) &&
-        cublasLtMatmulPreferenceCreate(&preference) == CUBLAS_STATUS_SUCCESS &&
-        cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
-                                             sizeof workspace) == CUBLAS_STATUS_SUCCESS &&
+    if (cublasLtMatmulPreferenceCreate(&preference) != CUBLAS_STATUS_SUCCESS)
+        return 0;
+    if (cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
+                                             sizeof workspace) != CUBLAS_STATUS_SUCCESS ||
         cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &no_reduction,
-                                             sizeof no_reduction) == CUBLAS_STATUS_SUCCESS &&
-        cublasLtMatmulAlgoGetHeuristic(p->handle, l.operation, l.first, l.second, l.result, l.result, preference,
-                                       CANDIDATES, found, &count) == CUBLAS_STATUS_SUCCESS) {
-        for (int i = 0; i < count && !c; i++) {
-            int32_t split = 1;
-            size_t written = 0;
-            if (found[i].state != CUBLAS_STATUS_SUCCESS ||
-                cublasLtMatmulAlgoConfigGetAttribute(&found[i].algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split,
-                                                     sizeof split, &written) != CUBLAS_STATUS_SUCCESS ||
-                split > 1)
-                continue;
-            c = &p->choices[p->count++];
-            *c = {x->n,         x->k,      x->lda,       x->ldb, x->ldc, x->a_transposed, x->b_transposed,
-                  x->beta != 0, x->c_type, found[i].algo};
-        }
-    }
+                                             sizeof no_reduction) != CUBLAS_STATUS_SUCCESS ||
+        cublasLtMatmulAlgoGetHeuristic(p->handle, l->operation, l->first, l->second, l->result, l->result, preference,
+                                       CANDIDATES, found, &count) != CUBLAS_STATUS_SUCCESS)
+        count = 0;
     cublasLtMatmulPreferenceDestroy(preference);
-    layouts_release(&l);
+    return count;
+}
+
+static const struct choice *choose(struct products *p, stream_t s, const struct product *x, const struct layouts *l)
+{
+    cublasLtMatmulHeuristicResult_t found[CANDIDATES];
+    int best;
+    if (p->count == p->room) {
+        const int32_t room = p->room ? 2 * p->room : 64;
+        struct choice *more = static_cast<struct choice *>(realloc(p->choices, sizeof *more * (size_t)room));
+        if (!more)
+            return NULL;
+        p->choices = more;
+        p->room = room;
+    }
+    best = pick(p, s, x, l, found, propose(p, l, found));
+    if (best < 0) { /* for few rows it may know only ways that split k: then one that is meant for many */
+        struct layouts many;
+        if (layouts_init(&many, p, x, MANY_ROWS))
+            best = pick(p, s, x, l, found, propose(p, &many, found));
+        layouts_release(&many);
+    }
+    if (best < 0)
+        return NULL;
+    struct choice *c = &p->choices[p->count++];
+    *c = {x->n,         x->k,      x->lda,          x->ldb, x->ldc, x->a_transposed, x->b_transposed,
+          x->beta != 0, x->c_type, found[best].algo};
     return c;
 }
 
 int product_run(struct products *p, stream_t s, const struct product *x)
 {
     struct layouts l;
+    int rc = ERR_FAILED;
     if (x->m == 0 || x->n == 0)
         return 0;
-    const struct choice *c = find(p, x);
-    if (!c && !(c = choose(p, x)))
-        return ERR_FAILED;
-    cublasStatus_t status = CUBLAS_STATUS_ALLOC_FAILED;
-    if (layouts_init(&l, p, x, x->m))
-        status = cublasLtMatmul(p->handle, l.operation, &x->alpha, x->b, l.first, x->a, l.second, &x->beta, x->c,
-                                l.result, x->c, l.result, &c->algorithm, p->workspace, WORKSPACE_BYTES, s);
+    if (layouts_init(&l, p, x, x->m)) {
+        const struct choice *c = find(p, x);
+        if (!c)
+            c = choose(p, s, x, &l);
+        if (c && multiply(p, s, x, &l, &c->algorithm) == CUBLAS_STATUS_SUCCESS)
+            rc = 0;
+    }
     layouts_release(&l);
-    return status == CUBLAS_STATUS_SUCCESS ? 0 : ERR_FAILED;
+    return rc;
 }

@@ -111,7 +111,7 @@ uint64_t cuda_pieces_set(struct backend *be, const struct kv_piece *pieces, int3
         c->length_bucket *= 2;
     const size_t bytes = (size_t)c->rounds * (size_t)c->pass_rows * sizeof *rows;
     if (bytes > 0)
-        device_upload(c->stream, c->rows.at, rows, bytes);
+        be->ops->upload(be, c->rows.at, rows, bytes);
     return (uint64_t)c->rounds << 32 | (uint64_t)c->length_bucket;
 }
 

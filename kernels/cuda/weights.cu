@@ -31,9 +31,9 @@ int cuda_weights_fit(struct backend *be, size_t values, size_t given_bytes, stru
 {
     struct cuda *c = cuda_of(be);
     const size_t room = be->ops->free_bytes(be), dense = values * element_bytes(c);
-    if (!c->options.keep_quantised && dense + given_bytes <= room / 10 * 7)
+    c->decode_each_use = c->options.keep_quantised || dense + given_bytes > room / 10 * 7;
+    if (!c->decode_each_use)
         return 0;
-    c->options.keep_quantised = true;
     if (given_bytes <= room)
         return 0;
     return error_set(err, ERR_RESOURCES, "the weights take %zu MB, but %s has %zu MB free for this process",
@@ -94,7 +94,7 @@ int cuda_group_new(struct backend *be, int32_t count, const struct tensor *const
     p->stride = g.in + p->lora_rows;
     for (int32_t i = 0; rc == 0 && i < count; i++)
         rc = place_given(be, w[i], &p->given[i], err);
-    const bool keep = !(blocks && c->options.keep_quantised);
+    const bool keep = !(blocks && c->decode_each_use);
     const size_t bytes = ((size_t)p->out_total + (size_t)p->lora_rows) * (size_t)p->stride * element_bytes(c);
     if (rc == 0 && keep) {
         if ((rc = cuda_alloc(be, bytes, &p->matrix, err)) == 0)
@@ -172,21 +172,42 @@ static void clear_lora(struct cuda *c, const struct linear_group *g, void *matri
                 (size_t)p->lora_rows * stride);
 }
 
-static void place_lora(struct cuda *c, const struct linear_group *g, const struct group_lora *lora, void *matrix)
+/* Where the factors go: B's block-diagonal from b on, A's one under the other from a on. Returns how many parts. */
+static int32_t list_parts(const struct cuda *c, const struct linear_group *g, const struct group_lora *lora,
+                          struct rows a, struct rows b, struct lora_part parts[2 * BACKEND_GROUP_MAX])
 {
-    const struct cuda_group *p = placed_of(g);
-    int32_t row = 0, column = 0;
+    int32_t row = 0, column = 0, count = 0;
     for (int32_t i = 0; i < g->count; i++) {
-        if (lora->a[i]) {
-            struct rows b = {element_at(c, matrix, (size_t)row * (size_t)p->stride + (size_t)(p->in + column)),
-                             p->stride};
-            struct rows a = {element_at(c, matrix, (size_t)(p->out_total + column) * (size_t)p->stride), p->stride};
-            lora_place_b(c->stream, c->base.element, g->out[i], lora->rank, lora->scale, lora->b[i], b);
-            lora_place_a(c->stream, c->base.element, lora->rank, g->in, lora->a[i], a);
+        if (lora->rank > 0 && lora->a[i]) {
+            struct lora_part *p = &parts[count];
+            p[0].from = lora->b[i];
+            p[0].to.at = element_at(c, b.at, (size_t)row * (size_t)b.stride + (size_t)column);
+            p[0].to.stride = b.stride;
+            p[0].rows = g->out[i];
+            p[0].columns = lora->rank;
+            p[0].scale = lora->scale;
+            p[1].from = lora->a[i];
+            p[1].to.at = element_at(c, a.at, (size_t)column * (size_t)a.stride);
+            p[1].to.stride = a.stride;
+            p[1].rows = lora->rank;
+            p[1].columns = g->in;
+            p[1].scale = 1;
+            count += 2;
             column += lora->rank;
         }
         row += g->out[i];
     }
+    return count;
+}
+
+/* The same for the group's augmented matrix. */
+static int32_t list_augmented(const struct cuda *c, const struct linear_group *g, const struct group_lora *lora,
+                              const void *matrix, struct lora_part parts[2 * BACKEND_GROUP_MAX])
+{
+    const struct cuda_group *p = placed_of(g);
+    struct rows a = {element_at(c, matrix, (size_t)p->out_total * (size_t)p->stride), p->stride};
+    struct rows b = {element_at(c, matrix, (size_t)g->in), p->stride};
+    return list_parts(c, g, lora, a, b, parts);
 }
 
 static bool same_places(const struct linear_group *g, const struct group_lora *a, const struct group_lora *b)
@@ -199,19 +220,28 @@ static bool same_places(const struct linear_group *g, const struct group_lora *a
     return true;
 }
 
-void cuda_lora_load(struct backend *be, struct linear_group *group, const struct group_lora *lora)
+void cuda_lora_load(struct backend *be, int32_t count, struct linear_group *const groups[],
+                    const struct group_lora loras[])
 {
     struct cuda *c = cuda_of(be);
-    struct cuda_group *p = placed_of(group);
-    const struct group_lora none = {};
-    const struct group_lora *now = lora ? lora : &none;
-    assert(stacked_rank(group, now) <= p->lora_rows);
-    if (p->matrix && p->loaded_rank > 0 && !same_places(group, now, &p->loaded))
-        clear_lora(c, group, p->matrix);
-    p->loaded = *now;
-    p->loaded_rank = stacked_rank(group, now);
-    if (p->matrix && p->loaded_rank > 0)
-        place_lora(c, group, now, p->matrix);
+    struct lora_part parts[LORA_PARTS_MAX];
+    int32_t listed = 0;
+    for (int32_t i = 0; i < count; i++) {
+        struct cuda_group *p = placed_of(groups[i]);
+        assert(stacked_rank(groups[i], &loras[i]) <= p->lora_rows);
+        if (p->matrix && p->loaded_rank > 0 && !same_places(groups[i], &loras[i], &p->loaded))
+            clear_lora(c, groups[i], p->matrix);
+        p->loaded = loras[i];
+        p->loaded_rank = stacked_rank(groups[i], &loras[i]);
+        if (!p->matrix || p->loaded_rank == 0)
+            continue;
+        if (listed + 2 * BACKEND_GROUP_MAX > LORA_PARTS_MAX) {
+            lora_place(c->stream, be->element, listed, parts);
+            listed = 0;
+        }
+        listed += list_augmented(c, groups[i], &loras[i], p->matrix, parts + listed);
+    }
+    lora_place(c->stream, be->element, listed, parts);
 }
 
 const void *cuda_matrix(struct cuda *c, const struct linear_group *group, bool with_lora)
@@ -221,8 +251,9 @@ const void *cuda_matrix(struct cuda *c, const struct linear_group *group, bool w
         return p->matrix;
     decode_group(c, group, c->matrix.at);
     if (with_lora && p->lora_rows > 0) {
+        struct lora_part parts[2 * BACKEND_GROUP_MAX];
         clear_lora(c, group, c->matrix.at);
-        place_lora(c, group, &p->loaded, c->matrix.at);
+        lora_place(c->stream, c->base.element, list_augmented(c, group, &p->loaded, c->matrix.at, parts), parts);
     }
     return c->matrix.at;
 }
@@ -285,17 +316,8 @@ static void serve_lora(struct cuda *c, const struct linear_group *g, const struc
     assert(((size_t)columns * (size_t)g->in + (size_t)p->out_total * (size_t)columns) * e <= c->lora.bytes);
     assert((size_t)m * (size_t)columns * e <= c->lora_hidden.bytes);
     device_zero(c->stream, c->lora.at, ((size_t)g->in + (size_t)p->out_total) * (size_t)columns * e);
-    int32_t row = 0, column = 0;
-    for (int32_t i = 0; i < g->count; i++) {
-        if (lora->a[i]) {
-            struct rows to_a = {element_at(c, a.at, (size_t)column * (size_t)g->in), a.stride};
-            struct rows to_b = {element_at(c, b.at, (size_t)row * (size_t)columns + (size_t)column), b.stride};
-            lora_place_a(c->stream, c->base.element, lora->rank, g->in, lora->a[i], to_a);
-            lora_place_b(c->stream, c->base.element, g->out[i], lora->rank, lora->scale, lora->b[i], to_b);
-            column += lora->rank;
-        }
-        row += g->out[i];
-    }
+    struct lora_part parts[2 * BACKEND_GROUP_MAX];
+    lora_place(c->stream, c->base.element, list_parts(c, g, lora, a, b, parts), parts);
     multiply(c, m, columns, g->in, x, a.at, a.stride, true, 0, h);
     multiply(c, m, p->out_total, columns, h, b.at, b.stride, true, 1, y);
 }

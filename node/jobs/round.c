@@ -73,7 +73,11 @@ static int make_trainer(struct federation *f, struct job_runtime *job, struct er
                                       .decay = job->local.decay,
                                       .plan = job->local.dp};
 
-    return trainer_new(&options, &f->site->model, &job->lora, job->data, &job->trainer, err);
+    int rc = trainer_new(&options, &f->site->model, &job->lora, job->data, &job->trainer, err);
+    if (rc == 0)
+        log_info(&f->log, "training on %s, %d tokens a micro-batch, checkpoint level %d", f->site->backend->name,
+                 trainer_tokens_max(job->trainer), trainer_level(job->trainer));
+    return rc;
 }
 
 static int load_version(struct federation *f, struct job_runtime *job, struct error *err)
@@ -101,6 +105,8 @@ static int prepare_job(struct federation *f, const struct job_plan *plan, struct
 
     if (f->job.present && memcmp(f->job.plan.hash, plan->hash, HASH_SIZE) == 0)
         return 0;
+    if (!f->site->backend->host_memory) /* a card may not have room for both jobs' weights */
+        job_runtime_release(&f->job);
     if ((rc = adapter_config_parse(span_of(plan->lora, plan->lora_len), &job.adapter, err)) < 0)
         return rc;
     if (job.adapter.lora.mode != LORA_FFA)

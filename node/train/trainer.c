@@ -17,6 +17,7 @@ struct trainer {
     struct train *train;
     struct batch batch;
     struct optimizer optimizer;
+    bool noise_begun; /* on the device, and not added yet */
     uint32_t *sample; /* (units) indices */
     int64_t *sum;     /* dev (count) grid units */
     float *gradient;  /* dev (count) */
@@ -66,6 +67,7 @@ static int fit_train(struct trainer *t, const struct model *model, const struct 
             t->options.tokens_max = options.tokens_max;
             return rc < 0 ? rc : batch_init(&t->batch, options.tokens_max, options.examples_max, err);
         }
+        t->be->ops->trim(t->be);
         options.tokens_max =
             options.tokens_max / 2 > o->example_tokens_max ? options.tokens_max / 2 : o->example_tokens_max;
         options.examples_max = options.examples_max > 1 ? options.examples_max / 2 : 1;
@@ -94,6 +96,32 @@ static int allocate(struct trainer *t, const struct model *model, const struct l
     return fit_train(t, model, lora, err);
 }
 
+/* A device that draws noise by itself must draw the CPU's, bit for bit, before anything it draws may be released. */
+static int check_device_noise(struct trainer *t, struct error *err)
+{
+    enum { CHECKED = 1000 };
+    struct noise_source known = {.key = {0x63, 0x68, 0x65, 0x63, 0x6b}};
+    const size_t n = t->count < CHECKED ? t->count : CHECKED;
+    int64_t drawn[CHECKED], wanted[CHECKED] = {0};
+    int rc;
+
+    if (!private_mode(t) || !t->be->ops->noise_begin)
+        return 0;
+    if (!gaussian_init(&known.gaussian, dp_plan_variance(&t->options.plan)))
+        return error_set(err, ERR_CONFIG, "the plan's noise variance is out of range");
+    t->be->ops->zero(t->be, t->sum, n * sizeof *t->sum);
+    t->be->ops->noise_begin(t->be, known.key, known.vectors, &known.gaussian, n);
+    t->be->ops->noise_add(t->be, n, t->sum);
+    t->be->ops->download(t->be, drawn, t->sum, n * sizeof *drawn);
+    if ((rc = t->be->ops->sync(t->be, err)) < 0)
+        return rc;
+    noise_vector_add(&known, wanted, n, 1);
+    if (memcmp(drawn, wanted, n * sizeof *drawn) != 0)
+        return error_set(err, ERR_BUG, "%s draws other noise than the CPU: this build must not release anything",
+                         t->be->name);
+    return 0;
+}
+
 int trainer_new(const struct trainer_options *options, const struct model *model, const struct lora *lora,
                 const struct dataset *data, struct trainer **ret_trainer, struct error *err)
 {
@@ -106,7 +134,7 @@ int trainer_new(const struct trainer_options *options, const struct model *model
     t->data = data;
     t->count = lora->trained_count;
     t->be = options->backend;
-    if ((rc = allocate(t, model, lora, err)) < 0) {
+    if ((rc = allocate(t, model, lora, err)) < 0 || (rc = check_device_noise(t, err)) < 0) {
         trainer_free(t);
         return rc;
     }
@@ -117,6 +145,11 @@ int trainer_new(const struct trainer_options *options, const struct model *model
 int32_t trainer_tokens_max(const struct trainer *t)
 {
     return t->options.tokens_max;
+}
+
+int trainer_level(const struct trainer *t)
+{
+    return train_level(t->train);
 }
 
 /* Adds what the micro-batch's examples contribute: integers under DP, floats otherwise. */
@@ -140,8 +173,10 @@ static void accumulate(struct trainer *t)
 /* A device draws the step's noise while it computes the step; the CPU draws it at the end. */
 static void begin_noise(struct trainer *t, struct noise_source *noise)
 {
-    if (private_mode(t) && t->be->ops->noise_begin)
-        t->be->ops->noise_begin(t->be, noise->key, noise_source_take(noise), &noise->gaussian, t->count);
+    if (!private_mode(t) || !t->be->ops->noise_begin)
+        return;
+    t->be->ops->noise_begin(t->be, noise->key, noise_source_take(noise), &noise->gaussian, t->count);
+    t->noise_begun = true;
 }
 
 /* Noise, then the mean over the declared q·N: what the optimizer sees. */
@@ -153,10 +188,11 @@ static void finish_step(struct trainer *t, struct noise_source *noise)
         t->be->ops->divide(t->be, t->count, denominator, t->gradient);
         return;
     }
-    if (t->be->ops->noise_add)
+    if (t->noise_begun)
         t->be->ops->noise_add(t->be, t->count, t->sum);
     else
         noise_vector_add(noise, t->sum, t->count, t->options.threads > 0 ? t->options.threads : 1);
+    t->noise_begun = false;
     t->be->ops->scale_sum(t->be, t->count, t->sum, 1.0 / (dp_plan_grid(&t->options.plan) * denominator), t->gradient);
 }
 
@@ -227,6 +263,10 @@ int trainer_round(struct trainer *t, struct lora *lora, uint64_t first_step, con
     if (rc == 0 && !t->be->host_memory) {
         lora_download(lora, &t->lora);
         rc = t->be->ops->sync(t->be, err);
+    }
+    if (t->noise_begun) { /* of a step that was stopped: adding it wipes it, and the sum is wiped below */
+        t->be->ops->noise_add(t->be, t->count, t->sum);
+        t->noise_begun = false;
     }
     noise_source_release(&noise);
     random_stream_release(&sampling_stream);

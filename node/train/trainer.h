@@ -8,7 +8,8 @@
  * - The caller has reserved the steps in the ledger, durably, before trainer_round is called: sampling spends.
  * - The denominator is the declared q·N, never the realised batch; an empty sample is a step like any other.
  * - Noise is added once per step to the sum of the whole sample, whatever the micro-batches were.
- * - The same released bits do not depend on micro-batch size, threads or batchmates, given the same random streams.
+ * - The same released bits do not depend on threads or batchmates, nor on the CPU on the micro-batch's size, given the
+ *   same random streams.
  *
  * Everything is allocated by trainer_new; trainer_round allocates nothing. One thread.
  */
@@ -49,6 +50,7 @@ struct trainer_progress {
 };
 
 int32_t trainer_tokens_max(const struct trainer *t); /* the micro-batch that fitted */
+int trainer_level(const struct trainer *t);          /* and its checkpoint level (model/train.h) */
 
 /* Trains lora->trained in place from its present values; the optimizer starts anew. first_step: steps of the job done
  * in earlier rounds. rng: the system source in production (sampling and noise streams are seeded from it). progress may

@@ -234,7 +234,7 @@ static void check_batchmates(const struct lora_config *config, enum kernel_preci
 {
     struct setup s;
     double loss = 0;
-    setup_init(&s, config, (struct backend_cuda_options){.precision = precision},
+    setup_init(&s, config, (struct backend_cuda_options){.precision = precision, .tune = level == 1},
                (struct train_options){.per_example = true, .checkpoint_level = level});
     const size_t bytes = s.host.trained_count * sizeof(float);
     float *alone = malloc(bytes), *crowd = malloc(bytes);
@@ -565,7 +565,7 @@ static void test_memory_limit(void)
     bool refused = false, squeezed = false, roomy = false;
     tiny_init(&tiny, &config, true);
     tiny_lora(&lora, &joint_all, &tiny.model);
-    for (size_t limit = (size_t)256 << 10; limit <= (size_t)16 << 20; limit += (size_t)256 << 10) {
+    for (size_t limit = (size_t)256 << 10; limit <= (size_t)40 << 20; limit += (size_t)512 << 10) {
         struct backend *be = open_cuda((struct backend_cuda_options){.memory_limit_bytes = limit});
         struct train_options options = {.backend = be,
                                         .tokens_max = 1024,

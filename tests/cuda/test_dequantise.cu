@@ -92,8 +92,9 @@ static void test_empty(void)
 {
     device_rows out(TENSOR_BF16, 1, 32, 32);
     dequantise_matrix((stream_t)0, TENSOR_BF16, 0, 32, TENSOR_Q8_0, NULL, 34, out.rows());
-    lora_place_a((stream_t)0, TENSOR_BF16, 0, 32, NULL, out.rows());
-    lora_place_b((stream_t)0, TENSOR_BF16, 1, 0, 1, NULL, out.rows());
+    const struct lora_part empty[2] = {{NULL, out.rows(), 0, 32, 1}, {NULL, out.rows(), 1, 0, 1}};
+    lora_place((stream_t)0, TENSOR_BF16, 2, empty);
+    lora_place((stream_t)0, TENSOR_BF16, 0, NULL);
     std::vector<float> values = out.get();
     CHECK(std::all_of(values.begin(), values.end(), [](float v) { return v != v; }));
 }
@@ -136,8 +137,11 @@ static void test_lora_parts(void)
             std::vector<float> a = random_floats((size_t)(rank * in)), b = random_floats((size_t)(out * rank));
             device_vector<float> a_dev(a), b_dev(b);
             device_rows a_to(type, rank, in, in + 16, 0), b_to(type, out, rank, in + 16, rank == 11 ? 3 : 0);
-            lora_place_a((stream_t)0, type, rank, in, a_dev.at, a_to.rows());
-            lora_place_b((stream_t)0, type, out, rank, 0.75f, b_dev.at, b_to.rows());
+            std::vector<struct lora_part> parts(LORA_PARTS_MAX,
+                                                lora_part{NULL, a_to.rows(), 0, 1, 1}); /* two launches */
+            parts[LORA_PARTS_MAX - 1] = {a_dev.at, a_to.rows(), rank, in, 1};
+            parts.push_back({b_dev.at, b_to.rows(), out, rank, 0.75f});
+            lora_place((stream_t)0, type, (int32_t)parts.size(), parts.data());
             for (float &v : a)
                 v = host_round(v, type);
             for (float &v : b)

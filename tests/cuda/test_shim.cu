@@ -321,7 +321,7 @@ static void product_case(int32_t m, int32_t n, int32_t k, bool a_transposed, boo
             *w = (float)(1.5 * sum + (beta != 0 ? (double)beta * (double)*w : 0));
         }
     }
-    struct products *products = products_new(element_type<T>::type, &err);
+    struct products *products = products_new(element_type<T>::type, false, &err);
     CHECK(products != NULL);
     struct product p = {};
     p.m = m, p.n = n, p.k = k;

@@ -46,7 +46,7 @@ while IFS=: read -r file _ include; do
         echo "$file: includes \"$header\", but ${folder_of[$from]}/CMakeLists.txt does not depend on $to"
         failures=$((failures + 1)) ;;
     esac
-done < <(cd "$source_dir" && grep -nE '^#include "' -r --include='*.[ch]' base kernels model privacy crypto protocol runtime node aggregator)
+done < <(cd "$source_dir" && grep -nE '^#include "' -r --include='*.[ch]' --include='*.cu' --include='*.cpp' base kernels model privacy crypto protocol runtime node aggregator)
 # Promises of docs/architecture.md that no dependency list may soften.
 forbid() { case $(reach "$1") in *" $2 "*) echo "$1 must never depend on $2"; failures=$((failures + 1)) ;; esac; }
 for library in model kernels privacy formats node; do forbid aggregator $library; done

@@ -7,8 +7,9 @@ struct products {
     enum tensor_type type;
 };
 
-struct products *products_new(enum tensor_type type, struct error *err)
+struct products *products_new(enum tensor_type type, bool tune, struct error *err)
 {
+    (void)tune;
     assert(type == TENSOR_F32 || type == TENSOR_BF16);
     struct products *p = static_cast<struct products *>(calloc(1, sizeof *p));
     if (!p) {
@@ -78,10 +79,4 @@ int product_run(struct products *p, stream_t, const struct product *product)
     free(b);
     free(sums);
     return code;
-}
-
-void products_reference(struct products *p, int32_t m)
-{
-    (void)p;
-    (void)m;
 }
