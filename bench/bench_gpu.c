@@ -550,7 +550,7 @@ static void bench_decode(const struct settings *s, struct backend *be, const str
         check(infer_extend(infer, NULL, &prompt, 1, &err), &err);
         const double began = now_seconds();
         for (int32_t i = 0; i < answer; i++) {
-            infer_logits(infer, cache, logits);
+            check(infer_logits(infer, cache, logits, &err), &err);
             int32_t best = 0;
             for (int32_t v = 1; v < vocabulary; v++)
                 best = logits[v] > logits[best] ? v : best;

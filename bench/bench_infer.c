@@ -109,7 +109,7 @@ static void measure(const struct settings *s, struct infer *infer, const struct 
         for (int i = 0; i < 32; i++) {
             struct infer_extend one = {caches[0], ids + i, 1};
             check(infer_extend(infer, lora, &one, 1, &err), &err);
-            infer_logits(infer, caches[0], logits);
+            check(infer_logits(infer, caches[0], logits, &err), &err);
         }
         double t3 = now_seconds();
         best->prefill = t1 - t0 < best->prefill ? t1 - t0 : best->prefill;

@@ -38,6 +38,7 @@ struct rows {
 };
 
 #define BACKEND_GROUP_MAX 3
+#define BACKEND_ALTERNATIVES_MAX 64 /* pieces of one kv in a pass */
 #define BACKEND_NAME_SIZE 96
 
 /* Linears that read the same input, placed on the device: q, k, v · o · gate, up · down. Their outputs are columns of
@@ -126,8 +127,8 @@ struct backend_ops {
     int (*sync)(struct backend *be, struct error *err); /* waits; 0 or the first latched failure */
     /* Bytes that alloc can still give, about. */
     size_t (*free_bytes)(struct backend *be);
-    /* Work memory for these needs; before the first operation. ERR_RESOURCES. trim gives all of it back: whoever goes
-     * on must reserve again. */
+    /* Work memory for these needs; before the first operation. ERR_RESOURCES, and then none of the backend's users may
+     * go on without reserving again. trim gives all of it back: whoever goes on must reserve again. */
     int (*reserve)(struct backend *be, const struct backend_needs *needs, struct error *err);
     void (*trim)(struct backend *be);
     /* Runs record(ctx), which may only enqueue operations, or replays what an earlier call with the same cache and key
@@ -152,7 +153,7 @@ struct backend_ops {
                       const struct group_lora loras[]);
 
     /* y_i = x·Wᵢᵀ + scale·(x·Aᵢᵀ)·Bᵢᵀ. x (m, in); h (m, adapted·rank) is written. Where backend->fused and in TRAIN
-     * use, h are the columns behind x's (lora_columns below says where). lora NULL: none, h is not touched. */
+     * use, h are the columns behind x's (backend_lora_columns wide). lora NULL: none, h is not touched. */
     void (*group_forward)(struct backend *be, enum group_use use, const struct linear_group *group,
                           const struct group_lora *lora, int32_t m, struct rows x, const struct rows y[],
                           struct rows h);
@@ -269,6 +270,24 @@ static inline void backend_free(struct backend *be) /* accepts NULL */
 {
     if (be)
         be->ops->free(be);
+}
+
+/* Adapted members × rank: the columns of h. */
+static inline int32_t group_stacked_rank(const struct linear_group *group, const struct group_lora *lora)
+{
+    int32_t adapted = 0;
+    for (int32_t i = 0; lora && i < group->count; i++)
+        adapted += lora->a[i] != NULL;
+    return lora ? adapted * lora->rank : 0;
+}
+
+/* The adapted members' A, one under the other: their first one's. */
+static inline const float *group_stacked_a(const struct linear_group *group, const struct group_lora *lora)
+{
+    for (int32_t i = 0; i < group->count; i++)
+        if (lora->a[i])
+            return lora->a[i];
+    return NULL;
 }
 
 static inline int32_t backend_rows(const struct backend *be, int32_t m)

@@ -138,21 +138,6 @@ static int reserve(struct infer *f, struct error *err)
     return f->compute.be->ops->reserve(f->compute.be, &needs, err);
 }
 
-static int place_rope_table(struct infer *f, const struct model *model, struct error *err)
-{
-    const struct model_config *m = &model->config;
-    const size_t count = (size_t)f->options.context_max * (size_t)m->head_size;
-    float *table = malloc(count * sizeof *table);
-    if (!table)
-        return error_set(err, ERR_RESOURCES, "inference: no memory for the table of positions");
-    kernels_rope_table(f->options.context_max, m->head_size, m->rope_base, m->rope_scale, model->rope_freqs.data,
-                       table);
-    f->compute.be->ops->upload(f->compute.be, f->rope_table, table, count * sizeof *table);
-    f->compute.rope = f->rope_table;
-    free(table);
-    return 0;
-}
-
 int infer_new(const struct infer_options *options, const struct model *model, struct infer **ret_infer,
               struct error *err)
 {
@@ -172,8 +157,9 @@ int infer_new(const struct infer_options *options, const struct model *model, st
     assert(f->compute.placed->model == model);
     if ((rc = reserve(f, err)) < 0 || (rc = take_memory(f, err)) < 0 ||
         (rc = be->ops->segments_new(be, options->rows_max, options->rows_max, &f->segments, err)) < 0 ||
-        (rc = place_rope_table(f, model, err)) < 0)
+        (rc = place_rope_table(be, model, options->context_max, f->rope_table, err)) < 0)
         goto out;
+    f->compute.rope = f->rope_table;
     f->graphs = be->ops->graph_cache_new(be);
     if ((rc = be->ops->sync(be, err)) < 0)
         goto out;
@@ -403,11 +389,12 @@ int infer_extend(struct infer *infer, const struct lora *lora, const struct infe
     return infer->compute.be->ops->sync(infer->compute.be, err);
 }
 
-void infer_logits(struct infer *infer, const struct kv_cache *cache, float *logits)
+int infer_logits(struct infer *infer, const struct kv_cache *cache, float *logits, struct error *err)
 {
-    assert(cache->hidden_valid);
     struct backend *be = infer->compute.be;
+    assert(cache->hidden_valid);
     be->ops->logits(be, &infer->compute.placed->head, 1, cache->hidden, logits);
+    return be->ops->sync(be, err);
 }
 
 /* --- scoring ---------------------------------------------------------------------------------------------------- */
@@ -488,13 +475,16 @@ int infer_score(struct infer *infer, const struct lora *lora, struct infer_candi
     for (int32_t done = 0; done < count;)
         done = score_first_tokens(infer, candidates, done, count);
     pass_begin(infer, lora);
+    int32_t alternatives = 0; /* of the last cache, in this pass */
     for (int32_t i = 0; i < count; i++) {
         const struct infer_candidate *k = &candidates[i];
         if (k->count == 1)
             continue;
-        if (k->count - 1 > pass_room(infer)) {
+        alternatives = i > 0 && candidates[i - 1].cache == k->cache ? alternatives + 1 : 1;
+        if (k->count - 1 > pass_room(infer) || alternatives > BACKEND_ALTERNATIVES_MAX) {
             score_pass(infer, candidates);
             pass_begin(infer, lora);
+            alternatives = 1;
         }
         for (int32_t t = 1; t < k->count; t++) {
             infer->owners[infer->wanted_count] = i;

@@ -14,7 +14,7 @@
  *     struct infer_extend prompt = {.cache = cache, .ids = ids, .count = n};
  *     if (infer_extend(infer, lora, &prompt, 1, err) < 0) return err->code;
  *     while (token != end && kv_cache_room(cache) > 0) {
- *         infer_logits(infer, cache, logits);
+ *         if (infer_logits(infer, cache, logits, err) < 0) return err->code;
  *         token = sampler_next(&sampler, logits, &rng);
  *         prompt = (struct infer_extend){cache, &token, 1};
  *         ...
@@ -75,8 +75,8 @@ struct infer_extend {
 int MUST_USE infer_extend(struct infer *infer, const struct lora *lora, const struct infer_extend *items, int32_t count,
                           struct error *err);
 
-/* logits (vocabulary) of the token after the cache's last. */
-void infer_logits(struct infer *infer, const struct kv_cache *cache, float *logits);
+/* logits (vocabulary) of the token after the cache's last. A device's failure: ERR_RESOURCES or ERR_FAILED. */
+int MUST_USE infer_logits(struct infer *infer, const struct kv_cache *cache, float *logits, struct error *err);
 
 /* One continuation to score. Items of one cache must stand together (asserted). */
 struct infer_candidate {

@@ -1,6 +1,7 @@
 #include "model/layer.h"
 
 #include <math.h>
+#include <stdlib.h>
 
 int32_t group_rank(const struct lora *lora, int32_t layer, enum group group)
 {
@@ -101,6 +102,19 @@ void layer_rope(const struct compute *c, int32_t m, const int32_t *positions, bo
                      q);
     c->be->ops->rope(c->be, m, c->config->kv_head_count, size, size, c->config->rope_order, inverse, c->rope, positions,
                      k);
+}
+
+int place_rope_table(struct backend *be, const struct model *model, int32_t positions, float *table, struct error *err)
+{
+    const struct model_config *m = &model->config;
+    const size_t count = (size_t)positions * (size_t)m->head_size;
+    float *host = malloc(count * sizeof *host);
+    if (!host)
+        return error_set(err, ERR_RESOURCES, "no memory for a table of %d positions", positions);
+    kernels_rope_table(positions, m->head_size, m->rope_base, m->rope_scale, model->rope_freqs.data, host);
+    be->ops->upload(be, table, host, count * sizeof *host);
+    free(host);
+    return 0;
 }
 
 struct attention_shape layer_attention_shape(const struct model_config *config)

@@ -54,6 +54,10 @@ void load_lora(const struct compute *c);
 void layer_rope(const struct compute *c, int32_t m, const int32_t *positions, bool inverse, struct rows q,
                 struct rows k);
 
+/* kernels_rope_table of the model for so many positions, into table (dev). ERR_RESOURCES. */
+int MUST_USE place_rope_table(struct backend *be, const struct model *model, int32_t positions, float *table,
+                              struct error *err);
+
 struct attention_shape layer_attention_shape(const struct model_config *config);
 
 /* Widest input or output of any linear, and of `ranks` stacked LoRA columns. */

@@ -177,7 +177,6 @@ static int take_memory(struct train *t, const struct lora *lora, struct error *e
         return error_prefix(err, "training: %zu MB of activations for a batch of %d tokens; lower the batch's tokens",
                             c.device_bytes >> 20, t->options.tokens_max);
     t->device_bytes = c.device_bytes;
-    t->host_bytes = c.host_bytes;
     c = (struct carver){.be = be, .device = t->device, .host = &t->host};
     carve_all(t, &c, lora);
     return 0;
@@ -251,21 +250,6 @@ static int reserve(struct train *t, struct error *err)
     return t->compute.be->ops->reserve(t->compute.be, &needs, err);
 }
 
-static int place_rope_table(struct train *t, const struct model *model, struct error *err)
-{
-    const struct model_config *m = &model->config;
-    const size_t count = (size_t)t->options.example_tokens_max * (size_t)m->head_size;
-    float *table = malloc(count * sizeof *table);
-    if (!table)
-        return error_set(err, ERR_RESOURCES, "training: no memory for the table of positions");
-    kernels_rope_table(t->options.example_tokens_max, m->head_size, m->rope_base, m->rope_scale, model->rope_freqs.data,
-                       table);
-    t->compute.be->ops->upload(t->compute.be, t->rope_table, table, count * sizeof *table);
-    t->compute.rope = t->rope_table;
-    free(table);
-    return 0;
-}
-
 /* A device that chooses by timing how to compute does so on a full batch of nothing, once: what it chooses must not
  * depend on the first records that are drawn. */
 static int warm_up(struct train *t, const struct lora *lora, struct error *err)
@@ -308,8 +292,10 @@ int train_new(const struct train_options *options, const struct model *model, co
         (rc = be->ops->segments_new(be, (int32_t)padded(t), options->examples_max, &t->labels, err)) < 0)
         goto out;
     choose_level(t, lora);
-    if ((rc = take_memory(t, lora, err)) < 0 || (rc = place_rope_table(t, model, err)) < 0)
+    if ((rc = take_memory(t, lora, err)) < 0 ||
+        (rc = place_rope_table(be, model, options->example_tokens_max, t->rope_table, err)) < 0)
         goto out;
+    t->compute.rope = t->rope_table;
     if (be->tuned && (rc = warm_up(t, lora, err)) < 0)
         goto out;
     t->graphs = be->ops->graph_cache_new(be);
@@ -494,14 +480,15 @@ static void run(struct train *t, const struct lora *lora, const struct batch *b,
     memcpy(t->label_offsets, b->label_offsets, offsets);
     if (b->labels == 0)
         return;
-    t->batch = b;
     t->compute.lora = lora;
     stage(t, b);
-    const uint64_t key[4] = {(uint64_t)t->rows << 32 | (uint64_t)t->inner_rows, record == record_step ? 1 : 2,
-                             lora ? (uint64_t)(uintptr_t)lora->trained : 0,
-                             lora ? (uint64_t)(uintptr_t)lora->frozen : 0};
+    uint32_t scale = 0;
+    if (lora)
+        memcpy(&scale, &lora->scale, sizeof scale);
+    const uint64_t key[4] = {
+        (uint64_t)t->rows << 32 | (uint64_t)t->inner_rows, (uint64_t)scale << 32 | (record == record_step ? 1 : 2),
+        lora ? (uint64_t)(uintptr_t)lora->trained : 0, lora ? (uint64_t)(uintptr_t)lora->frozen : 0};
     be->ops->run_recorded(be, t->graphs, key, record, t);
-    t->batch = NULL;
 }
 
 void train_run(struct train *train, const struct lora *lora, const struct batch *batch)
@@ -552,4 +539,13 @@ float *train_gradient(struct train *train, int32_t example)
 size_t train_gradient_stride(const struct train *train)
 {
     return train->gradient_stride;
+}
+
+void train_wipe(struct train *train)
+{
+    struct backend *be = train->compute.be;
+    const size_t gradients = train->options.per_example ? (size_t)train->options.examples_max : 1;
+    be->ops->zero(be, train->gradients, gradients * train->gradient_stride * sizeof *train->gradients);
+    be->ops->zero(be, train->batch_arrays.ids, 6 * padded(train) * sizeof(int32_t));
+    memset(train->host_batch.ids, 0, 6 * padded(train) * sizeof(int32_t));
 }

@@ -68,4 +68,7 @@ double train_loss(struct train *train, int32_t example);
 float *train_gradient(struct train *train, int32_t example);
 size_t train_gradient_stride(const struct train *train); /* floats between examples' gradients */
 
+/* Overwrites the gradients and the tokens of the last run with zeros. */
+void train_wipe(struct train *train);
+
 #endif

@@ -48,7 +48,7 @@ struct train {
     bool keep_inputs;                /* xn1, xn2 and act are kept where the level keeps the rest of theirs */
     size_t gradient_stride;          /* floats between examples' gradients */
     size_t trained_count;
-    size_t device_bytes, host_bytes;
+    size_t device_bytes;
     void *device;      /* one block of the backend's memory */
     struct arena host; /* and one of the host's, for what follows here up to `labels` */
 
@@ -76,9 +76,8 @@ struct train {
     float *gradients;     /* (examples or 1, gradient_stride) dev */
 
     struct graph_cache *graphs;
-    const struct batch *batch; /* during a run */
-    int32_t rows, inner_rows;  /* padded counts of tokens and labels, during a run */
-    int32_t scored;            /* label losses of the last run that are still on the device; 0: fetched */
+    int32_t rows, inner_rows; /* padded counts of tokens and labels, during a run */
+    int32_t scored;           /* label losses of the last run that are still on the device; 0: fetched */
     int32_t label_offsets_count;
     int32_t *label_offsets; /* (examples + 1) host, of the last run */
 };

@@ -111,7 +111,8 @@ static int cpu_reserve(struct backend *be, const struct backend_needs *n, struct
     struct cpu *c = cpu_of(be);
     const int threads = be->threads;
     size_t scratch = kernels_linear_scratch(threads, n->rows, n->width, n->width);
-    size_t thread = kernels_linear_scratch(1, n->rows, n->width, n->width);
+    /* Threads work alone on one example's gradients, or on one sequence's attention. */
+    size_t thread = n->decode_length > 0 ? 0 : kernels_linear_scratch(1, n->segment_rows, n->width, n->width);
     scratch = larger(scratch, kernels_attention_scratch(threads, &n->shape, n->segment_rows, n->decode_length));
     thread = larger(thread, kernels_attention_scratch(1, &n->shape, n->segment_rows, n->decode_length));
     scratch = larger(scratch, kernels_head_scratch(threads, n->label_rows, n->vocabulary, n->d_model));
@@ -211,30 +212,13 @@ static void cpu_lora_load(struct backend *be, int32_t count, struct linear_group
     (void)loras;
 }
 
-/* Adapted members × rank: the columns of h. */
-static int32_t stacked_rank(const struct linear_group *g, const struct group_lora *lora)
-{
-    int32_t adapted = 0;
-    for (int32_t i = 0; lora && i < g->count; i++)
-        adapted += lora->a[i] != NULL;
-    return lora ? adapted * lora->rank : 0;
-}
-
-static const float *stacked_a(const struct linear_group *g, const struct group_lora *lora)
-{
-    for (int32_t i = 0; i < g->count; i++)
-        if (lora->a[i])
-            return lora->a[i];
-    return NULL;
-}
-
 static void cpu_lora_down(struct backend *be, const struct linear_group *g, const struct group_lora *lora, int32_t m,
                           struct rows x, struct rows h)
 {
     struct cpu *c = cpu_of(be);
-    const int32_t r = stacked_rank(g, lora);
+    const int32_t r = group_stacked_rank(g, lora);
     if (r > 0)
-        c->k->lora_down(&c->run, m, g->in, r, stacked_a(g, lora), dense(x, g->in), dense(h, r));
+        c->k->lora_down(&c->run, m, g->in, r, group_stacked_a(g, lora), dense(x, g->in), dense(h, r));
 }
 
 static void cpu_group_forward(struct backend *be, enum group_use use, const struct linear_group *g,
@@ -242,7 +226,7 @@ static void cpu_group_forward(struct backend *be, enum group_use use, const stru
                               struct rows h)
 {
     struct cpu *c = cpu_of(be);
-    const int32_t r = stacked_rank(g, lora);
+    const int32_t r = group_stacked_rank(g, lora);
     const float *column = h.at;
     if (r > 0)
         cpu_lora_down(be, g, lora, m, x, h);
@@ -263,7 +247,7 @@ static void cpu_group_backward(struct backend *be, const struct linear_group *g,
                                int32_t m, const struct rows dy[], struct rows dh, bool with_dh, struct rows dx)
 {
     struct cpu *c = cpu_of(be);
-    const int32_t r = stacked_rank(g, lora);
+    const int32_t r = group_stacked_rank(g, lora);
     float *column = dh.at;
     for (int32_t i = 0; i < g->count; i++) {
         const float *from = dense(dy[i], g->out[i]);
@@ -275,7 +259,7 @@ static void cpu_group_backward(struct backend *be, const struct linear_group *g,
         column += lora->rank;
     }
     if (dx.at && r > 0)
-        c->k->lora_down_backward(&c->run, m, g->in, r, stacked_a(g, lora), dense(dh, r), dense(dx, g->in));
+        c->k->lora_down_backward(&c->run, m, g->in, r, group_stacked_a(g, lora), dense(dh, r), dense(dx, g->in));
 }
 
 struct gradient_work {
@@ -293,7 +277,7 @@ struct gradient_work {
 static void gradients_of(const struct gradient_work *w, const struct kernel_run *run, int32_t t0, int32_t t1, float *to)
 {
     const struct kernel_ops *k = w->c->k;
-    const int32_t r = stacked_rank(w->g, w->lora), rank = w->lora->rank;
+    const int32_t r = group_stacked_rank(w->g, w->lora), rank = w->lora->rank;
     int32_t column = 0;
     for (int32_t i = 0; i < w->g->count; i++) {
         if (!w->lora->a[i])
@@ -323,7 +307,7 @@ static void cpu_group_gradients(struct backend *be, const struct linear_group *g
 {
     struct cpu *c = cpu_of(be);
     struct gradient_work w = {c, g, lora, segments, dy, h, dh, x, where, base, stride};
-    if (stacked_rank(g, lora) == 0)
+    if (group_stacked_rank(g, lora) == 0)
         return;
     if (stride > 0)
         pool_run(c->run.pool, segments->count, gradients_item, &w);

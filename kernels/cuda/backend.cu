@@ -2,6 +2,7 @@
 #include "kernels/cuda/backend.h"
 
 #define GRAPHS_MAX 24
+#define RECORD_TRIES 16     /* a pass that could not be recorded so often is run as it is */
 #define LEAST_CAPABILITY 80 /* bfloat16 products and asynchronous copies */
 
 /* --- memory and errors ----------------------------------------------------------------------------------------------
@@ -46,8 +47,11 @@ int cuda_alloc(struct backend *be, size_t bytes, void **ret, struct error *err)
         c->allocation_room = room;
     }
     if (bytes > c->limit_bytes - c->used_bytes)
-        return error_set(err, ERR_RESOURCES, "%zu MB more than the memory limit of %zu MB allows (%zu MB in use) on %s",
-                         bytes >> 20, c->limit_bytes >> 20, c->used_bytes >> 20, be->name);
+        return error_set(err, ERR_RESOURCES,
+                         "%zu MB do not fit the %zu MB that this process may take on %s (%zu MB are in use): lower "
+                         "device.batch_tokens, or "
+                         "raise device.memory_limit_mb if it is set",
+                         bytes >> 20, c->limit_bytes >> 20, be->name, c->used_bytes >> 20);
     if (device_alloc(bytes, &at) < 0)
         return error_set(err, ERR_RESOURCES, "%s has no %zu MB left (%zu MB free)", be->name, bytes >> 20,
                          device_free_bytes() >> 20);
@@ -85,13 +89,13 @@ int cuda_work(struct cuda *c, struct work *work, size_t bytes, struct error *err
         cuda_release(&c->base, work->at);
         work->at = NULL;
         work->bytes = 0;
+        c->epoch++; /* what was recorded over it is void */
         rc = cuda_alloc(&c->base, bytes, &at, err);
     }
     if (rc < 0)
         return rc;
     work->at = at;
     work->bytes = bytes;
-    c->epoch++;
     return 0;
 }
 
@@ -144,6 +148,7 @@ static void cuda_download(struct backend *be, void *to, const void *from, size_t
 static void cuda_copy(struct backend *be, void *to, const void *from, size_t bytes)
 {
     struct cuda *c = cuda_of(be);
+    device_use(c->options.device);
     if (bytes > 0)
         device_copy(c->stream, to, from, bytes);
 }
@@ -151,6 +156,7 @@ static void cuda_copy(struct backend *be, void *to, const void *from, size_t byt
 static void cuda_zero(struct backend *be, void *at, size_t bytes)
 {
     struct cuda *c = cuda_of(be);
+    device_use(c->options.device);
     if (bytes > 0)
         device_zero(c->stream, at, bytes);
 }
@@ -160,13 +166,11 @@ static void cuda_zero(struct backend *be, void *at, size_t bytes)
 
 static int reserve_serving(struct cuda *c, const struct backend_needs *n, struct error *err)
 {
-    /* A pass holds at most `rows` pieces; of one sequence, at most rows / rounds each: rows·rounds is bounded by
-     * rows²/2, but answering has few alternatives. 64 rounds of full rows serve every scoring of this program. */
-    const size_t rounds = n->rows < 64 ? (size_t)n->rows : 64;
+    const size_t rounds = (size_t)(n->rows < BACKEND_ALTERNATIVES_MAX ? n->rows : BACKEND_ALTERNATIVES_MAX);
     const size_t bytes = sizeof(struct kv_row) * (size_t)n->rows * rounds;
     const size_t ranks = 3 * 256;
     int rc = cuda_work(c, &c->decode, decode_attention_work(&n->shape, n->rows), err);
-    if (rc == 0 && bytes > c->rows.bytes) {
+    if (rc == 0 && (bytes > c->rows.bytes || !c->rows_host)) {
         free(c->rows_host);
         c->rows_host = NULL;
         if ((rc = cuda_work(c, &c->rows, bytes, err)) == 0 && !(c->rows_host = malloc(bytes)))
@@ -247,8 +251,7 @@ struct graph_entry {
     uint64_t key[4];
     uint64_t used;  /* when last */
     uint64_t epoch; /* the backend's when it was recorded */
-    int32_t times;
-    bool failed; /* it cannot be recorded */
+    int32_t times;  /* run or tried to be recorded */
     struct recording *recording;
 };
 
@@ -275,6 +278,17 @@ static void cuda_graph_cache_free(struct backend *be, struct graph_cache *cache)
     free(cache);
 }
 
+static void forget_recording(struct cuda *c, struct graph_entry *e)
+{
+    struct error err;
+    if (!e->recording)
+        return;
+    if (device_sync(c->stream, &err) < 0) /* it may be running */
+        cuda_latch(c, err.code, "a recorded pass");
+    device_recording_free(e->recording);
+    e->recording = NULL;
+}
+
 /* The key's entry; a new one takes the place of the one unused for longest. */
 static struct graph_entry *entry_of(struct cuda *c, struct graph_cache *cache, const uint64_t key[4])
 {
@@ -287,15 +301,27 @@ static struct graph_entry *entry_of(struct cuda *c, struct graph_cache *cache, c
     }
     if (cache->count < GRAPHS_MAX)
         oldest = &cache->entries[cache->count++];
-    if (oldest->recording) {
-        struct error err;
-        if (device_sync(c->stream, &err) < 0) /* it may be running */
-            cuda_latch(c, err.code, "a recorded pass");
-        device_recording_free(oldest->recording);
-    }
+    forget_recording(c, oldest);
     memset(oldest, 0, sizeof *oldest);
     memcpy(oldest->key, key, sizeof oldest->key);
     return oldest;
+}
+
+/* Records the pass, or returns NULL if it cannot be. What failed meanwhile is part of no recording: its replays would
+ * leave it out and say nothing. */
+static struct recording *record_pass(struct cuda *c, void (*record)(void *ctx), void *ctx)
+{
+    const struct error before = c->latched;
+    if (device_failed() || before.code != 0 || !device_record_begin(c->stream))
+        return NULL;
+    record(ctx);
+    struct recording *recording = device_record_end(c->stream);
+    if (c->latched.code != 0 || device_failed()) {
+        device_recording_free(recording);
+        recording = NULL;
+        c->latched = before; /* the work is done anew, and fails by itself if it must */
+    }
+    return recording;
 }
 
 /* The first time a pass is only run: algorithms are chosen and kernels loaded then. The second time it is recorded. */
@@ -305,259 +331,25 @@ static void cuda_run_recorded(struct backend *be, struct graph_cache *cache, con
     struct cuda *c = cuda_of(be);
     device_use(c->options.device);
     struct graph_entry *e = cache ? entry_of(c, cache, key) : NULL;
-    if (!e || e->failed || e->times++ == 0) {
-        if (e)
-            e->used = ++cache->clock;
+    if (!e) {
         record(ctx);
         return;
     }
     e->used = ++cache->clock;
-    if (e->recording && e->epoch != c->epoch) {
-        struct error err;
-        if (device_sync(c->stream, &err) < 0) /* it may be running */
-            cuda_latch(c, err.code, "a recorded pass");
-        device_recording_free(e->recording);
-        e->recording = NULL;
-    }
-    if (!e->recording) {
-        if (!device_record_begin(c->stream)) {
-            e->failed = true;
-            record(ctx);
-            return;
-        }
-        record(ctx);
-        e->recording = device_record_end(c->stream);
+    if (e->epoch != c->epoch)
+        forget_recording(c, e);
+    if (!e->recording && e->times++ > 0 && e->times < RECORD_TRIES) {
+        e->recording = record_pass(c, record, ctx);
         e->epoch = c->epoch;
-        if (!e->recording) {
-            e->failed = true;
-            record(ctx);
-            return;
-        }
     }
-    device_replay(c->stream, e->recording);
-}
-
-/* --- segments -------------------------------------------------------------------------------------------------------
- */
-
-/* Rows that are summed by one block where no gradient is any one example's. */
-#define SUM_ROWS 1024
-
-/* Device and host copies of one block: count, offsets; the same of chunks of SUM_ROWS rows; tiles. */
-struct cuda_segments {
-    void *dev, *host;
-    size_t bytes, chunks_at, tiles_at;
-    int32_t tiles_max, chunks_max;
-};
-
-static struct cuda_segments *segments_of(const struct placed_segments *s)
-{
-    return static_cast<struct cuda_segments *>(s->placed);
-}
-
-static void cuda_segments_free(struct backend *be, struct placed_segments *segments)
-{
-    struct cuda_segments *s = segments_of(segments);
-    if (!s)
-        return;
-    cuda_release(be, s->dev);
-    free(s->host);
-    free(s);
-    memset(segments, 0, sizeof *segments);
-}
-
-static int cuda_segments_new(struct backend *be, int32_t rows_max, int32_t count_max, struct placed_segments *ret,
-                             struct error *err)
-{
-    struct placed_segments p = {};
-    struct cuda_segments *s = static_cast<struct cuda_segments *>(calloc(1, sizeof *s));
-    if (!s)
-        return error_set(err, ERR_RESOURCES, "no memory for a table of sequences");
-    p.rows_max = rows_max;
-    p.count_max = count_max;
-    p.placed = s;
-    s->tiles_max = rows_max / ATTENTION_TILE + count_max;
-    s->chunks_max = (rows_max + SUM_ROWS - 1) / SUM_ROWS;
-    s->chunks_at = sizeof(int32_t) * ((size_t)count_max + 2);
-    s->tiles_at = (s->chunks_at + sizeof(int32_t) * ((size_t)s->chunks_max + 2) + 255) / 256 * 256;
-    s->bytes = s->tiles_at + sizeof(struct attention_tile) * (size_t)s->tiles_max;
-    int rc = cuda_alloc(be, s->bytes, &s->dev, err);
-    if (rc == 0 && !(s->host = calloc(1, s->bytes)))
-        rc = error_set(err, ERR_RESOURCES, "no memory for a table of sequences");
-    if (rc < 0) {
-        cuda_segments_free(be, &p);
-        return rc;
-    }
-    *ret = p;
-    return 0;
-}
-
-/* Tiles in descending order of the keys they see, so that the longest work starts first. */
-static int32_t list_tiles(const struct placed_segments *p, struct attention_tile *tiles)
-{
-    int32_t longest = 0, n = 0;
-    for (int32_t e = 0; e < p->count; e++)
-        longest = p->offsets[e + 1] - p->offsets[e] > longest ? p->offsets[e + 1] - p->offsets[e] : longest;
-    for (int32_t at = (longest - 1) / ATTENTION_TILE * ATTENTION_TILE; longest > 0 && at >= 0; at -= ATTENTION_TILE) {
-        for (int32_t e = 0; e < p->count; e++) {
-            const int32_t length = p->offsets[e + 1] - p->offsets[e];
-            if (at >= length)
-                continue;
-            tiles[n].first = p->offsets[e];
-            tiles[n].length = length;
-            tiles[n].at = at;
-            tiles[n++].segment = e;
-        }
-    }
-    return n;
-}
-
-static void cuda_segments_set(struct backend *be, struct placed_segments *segments, int32_t count,
-                              const int32_t *offsets)
-{
-    struct cuda_segments *s = segments_of(segments);
-    int32_t *ints = static_cast<int32_t *>(s->host), *chunks = ints + s->chunks_at / sizeof *ints;
-    assert(count <= segments->count_max && offsets[count] <= segments->rows_max);
-    segments->count = count;
-    segments->offsets = offsets;
-    ints[0] = count;
-    memcpy(ints + 1, offsets, sizeof *offsets * ((size_t)count + 1));
-    chunks[0] = (offsets[count] + SUM_ROWS - 1) / SUM_ROWS;
-    for (int32_t i = 0; i <= chunks[0]; i++)
-        chunks[1 + i] = i < chunks[0] ? i * SUM_ROWS : offsets[count];
-    struct attention_tile *tiles =
-        reinterpret_cast<struct attention_tile *>(static_cast<uint8_t *>(s->host) + s->tiles_at);
-    const int32_t used = list_tiles(segments, tiles);
-    assert(used <= s->tiles_max);
-    memset(tiles + used, 0, sizeof *tiles * (size_t)(s->tiles_max - used));
-    be->ops->upload(be, s->dev, s->host, s->bytes);
-}
-
-static const struct attention_tile *tiles_of(const struct placed_segments *p)
-{
-    const struct cuda_segments *s = segments_of(p);
-    return reinterpret_cast<const struct attention_tile *>(static_cast<uint8_t *>(s->dev) + s->tiles_at);
-}
-
-/* At most so many tiles lie in m rows. */
-static int32_t tiles_bound(const struct placed_segments *p, int32_t m)
-{
-    const int32_t bound = m / ATTENTION_TILE + p->count_max, most = segments_of(p)->tiles_max;
-    return bound < most ? bound : most;
+    if (e->recording)
+        device_replay(c->stream, e->recording);
+    else
+        record(ctx);
 }
 
 /* --- the table ------------------------------------------------------------------------------------------------------
  */
-
-/* The factors' gradients of a group. All A's are neighbours in the gradient, as their dh are in dh: one job, which
- * reads x once. */
-static int32_t list_gradients(struct backend *be, const struct linear_group *g, const struct group_lora *lora,
-                              const struct rows dy[], struct rows h, struct rows dh, struct rows x,
-                              const struct group_gradient *where, struct gradient_job jobs[GRADIENT_JOBS_MAX])
-{
-    int32_t count = 0, column = 0, a_job = -1;
-    for (int32_t i = 0; i < g->count; i++) {
-        if (!lora->a[i])
-            continue;
-        struct gradient_job *b = &jobs[count++];
-        b->left = dy[i];
-        b->right = rows_from(be, h, column);
-        b->left_width = g->out[i];
-        b->right_width = lora->rank;
-        b->scale = lora->scale;
-        b->offset = where->b_offset[i];
-        const bool fits = a_job >= 0 && jobs[a_job].left_width + lora->rank <= 64;
-        if (where->with_a && fits) {
-            assert(where->a_offset[i] == jobs[a_job].offset + (size_t)jobs[a_job].left_width * (size_t)g->in);
-            jobs[a_job].left_width += lora->rank;
-        } else if (where->with_a) {
-            a_job = count++;
-            jobs[a_job].left = rows_from(be, dh, column);
-            jobs[a_job].right = x;
-            jobs[a_job].left_width = lora->rank;
-            jobs[a_job].right_width = g->in;
-            jobs[a_job].scale = 1;
-            jobs[a_job].offset = where->a_offset[i];
-        }
-        column += lora->rank;
-    }
-    return count;
-}
-
-struct sum_part {
-    size_t from, to, count; /* values; from: within a chunk's sums */
-};
-
-struct sum_parts {
-    struct sum_part part[GRADIENT_JOBS_MAX];
-    const float *sums;
-    size_t stride; /* values between chunks */
-    const int32_t *chunks;
-    float *base;
-};
-
-/* base[to ...] += the chunks' sums, in order. grid: (blocks, parts). */
-TEMPLATE_KERNEL add_chunks(const sum_parts parts)
-{
-    const sum_part part = parts.part[blockIdx.y];
-    const int32_t chunks = *parts.chunks;
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < part.count;
-         i += (size_t)gridDim.x * blockDim.x) {
-        float total = parts.base[part.to + i];
-        for (int32_t c = 0; c < chunks; c++)
-            total += parts.sums[(size_t)c * parts.stride + part.from + i];
-        parts.base[part.to + i] = total;
-    }
-}
-
-/* One gradient for all rows: chunks of rows are summed side by side, and then added. */
-static void sum_gradients(struct cuda *c, const struct placed_segments *segments, int32_t count,
-                          struct gradient_job *jobs, float *base)
-{
-    const struct cuda_segments *s = segments_of(segments);
-    const int32_t *chunks = static_cast<const int32_t *>(s->dev) + s->chunks_at / sizeof(int32_t);
-    struct sum_parts parts = {};
-    size_t values = 0;
-    for (int32_t i = 0; i < count; i++) {
-        parts.part[i].from = values;
-        parts.part[i].to = jobs[i].offset;
-        parts.part[i].count = (size_t)jobs[i].left_width * (size_t)jobs[i].right_width;
-        jobs[i].offset = values;
-        values += (parts.part[i].count + 63) / 64 * 64;
-    }
-    struct error err = {};
-    const size_t bytes = values * (size_t)s->chunks_max * sizeof(float);
-    /* Taken at the warm-up or the first step, never while a pass is recorded. */
-    if (cuda_work(c, &c->sums, bytes, &err) < 0) {
-        c->latched = c->latched.code ? c->latched : err;
-        return;
-    }
-    parts.sums = static_cast<const float *>(c->sums.at);
-    parts.stride = values;
-    parts.chunks = chunks;
-    parts.base = base;
-    device_zero(c->stream, c->sums.at, bytes);
-    gradients_add(c->stream, c->base.element, count, jobs, chunks + 1, chunks, s->chunks_max,
-                  static_cast<float *>(c->sums.at), values);
-    LAUNCH(add_chunks, dim3(64, (unsigned)count), 256, 0, c->stream, parts);
-}
-
-static void cuda_group_gradients(struct backend *be, const struct linear_group *g, const struct group_lora *lora,
-                                 const struct placed_segments *segments, const struct rows dy[], struct rows h,
-                                 struct rows dh, struct rows x, const struct group_gradient *where, float *base,
-                                 size_t stride)
-{
-    struct cuda *c = cuda_of(be);
-    struct gradient_job jobs[GRADIENT_JOBS_MAX];
-    const int32_t count = list_gradients(be, g, lora, dy, h, dh, x, where, jobs);
-    const int32_t *ints = static_cast<const int32_t *>(segments_of(segments)->dev);
-    if (count == 0)
-        return;
-    if (stride == 0)
-        sum_gradients(c, segments, count, jobs, base);
-    else
-        gradients_add(c->stream, be->element, count, jobs, ints + 1, ints, segments->count_max, base, stride);
-}
 
 static void cuda_norm_forward(struct backend *be, int32_t m, int32_t n, float eps, const float *gain, struct rows x,
                               struct rows add, struct rows y, float *rstd)
@@ -595,30 +387,12 @@ static void cuda_gather(struct backend *be, int32_t m, int32_t width, const int3
     rows_gather(cuda_of(be)->stream, be->element, m, width, index, from, to);
 }
 
-static void cuda_attention_forward(struct backend *be, const struct attention_shape *shape,
-                                   const struct placed_segments *segments, int32_t m, struct rows q, struct rows k,
-                                   struct rows v, struct rows o, float *lse)
-{
-    attention_forward(cuda_of(be)->stream, be->element, shape, tiles_of(segments), tiles_bound(segments, m), q, k, v, o,
-                      lse);
-}
-
-static void cuda_attention_backward(struct backend *be, const struct attention_shape *shape,
-                                    const struct placed_segments *segments, int32_t m, struct rows q, struct rows k,
-                                    struct rows v, struct rows o, const float *lse, struct rows do_, struct rows dq,
-                                    struct rows dk, struct rows dv)
-{
-    struct cuda *c = cuda_of(be);
-    assert((size_t)m * (size_t)shape->heads * sizeof(float) <= c->delta.bytes);
-    attention_backward(c->stream, be->element, shape, tiles_of(segments), tiles_bound(segments, m), m, q, k, v, o, lse,
-                       do_, dq, dk, dv, static_cast<float *>(c->delta.at), c->attention.at);
-}
-
 static void cuda_clip_accumulate(struct backend *be, size_t n, int32_t count, const float *g, size_t stride,
                                  const struct clip_params *params, int64_t *sum, struct clip_result *results)
 {
     struct cuda *c = cuda_of(be);
     assert((size_t)count * sizeof *results <= c->clip_results.bytes);
+    assert(arena_clip_work(n, count) <= c->clip.bytes);
     device_use(c->options.device);
     arena_clip_accumulate(c->stream, n, count, g, stride, params, sum,
                           static_cast<struct clip_result *>(c->clip_results.at), c->clip.at);
@@ -630,11 +404,14 @@ static void cuda_clip_add(struct backend *be, size_t n, int32_t count, const flo
                           float *sum)
 {
     struct cuda *c = cuda_of(be);
+    assert(arena_clip_work(n, count) <= c->clip.bytes);
+    device_use(c->options.device);
     arena_clip_add(c->stream, n, count, g, stride, clip, sum, c->clip.at);
 }
 
 static void cuda_add(struct backend *be, size_t n, const float *b, float *a)
 {
+    device_use(cuda_of(be)->options.device);
     arena_add(cuda_of(be)->stream, n, b, a);
 }
 
@@ -660,6 +437,17 @@ static void cuda_sgd_momentum(struct backend *be, size_t n, float lr, float mome
     arena_sgd_momentum(cuda_of(be)->stream, n, lr, momentum, g, m, p);
 }
 
+/* What the noise buffer holds where nothing is drawn: adding it is a failure, so that no lost launch can release a sum
+ * without its noise. */
+#define NOT_DRAWN INT64_MIN
+
+TEMPLATE_KERNEL unset_noise(size_t n, int64_t *noise)
+{
+    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n)
+        noise[i] = NOT_DRAWN;
+}
+
 /* --- noise ----------------------------------------------------------------------------------------------------------
  */
 
@@ -670,6 +458,7 @@ static void cuda_noise_begin(struct backend *be, const uint8_t key[32], uint32_t
     assert(c->noise.at && n * sizeof(int64_t) <= c->noise.bytes);
     device_use(c->options.device);
     device_after(c->side, c->stream); /* the last vector has been added and wiped */
+    LAUNCH(unset_noise, dim3((unsigned)((n + 255) / 256)), 256, 0, c->side, n, static_cast<int64_t *>(c->noise.at));
     noise_fill(c->side, key, number, gaussian, n, static_cast<int64_t *>(c->noise.at), c->failed);
     c->noise_count = n;
 }
@@ -681,8 +470,8 @@ TEMPLATE_KERNEL add_noise(size_t n, int64_t *RESTRICT noise, int64_t *RESTRICT s
         return;
     const int64_t a = sum[i], b = noise[i];
     const int64_t total = (int64_t)((uint64_t)a + (uint64_t)b);
-    noise[i] = 0;
-    if (((a ^ total) & (b ^ total)) < 0)
+    noise[i] = NOT_DRAWN;
+    if (b == NOT_DRAWN || ((a ^ total) & (b ^ total)) < 0)
         *failed = 1;
     sum[i] = total;
 }

@@ -1,4 +1,5 @@
-/* Internal to kernels/cuda: the opened device, shared by the files of the table (backend.cu, weights.cu, serve.cu). */
+/* Internal to kernels/cuda: the opened device, shared by the files of the table (backend.cu, weights.cu, segments.cu,
+ * serve.cu). */
 #ifndef KERNELS_CUDA_BACKEND_H
 #define KERNELS_CUDA_BACKEND_H
 
@@ -24,8 +25,8 @@ struct work {
 struct cuda {
     struct backend base;
     struct backend_cuda_options options;
-    struct device_info info;
-    stream_t stream, side; /* noise is drawn on the side */
+    struct device_info info; /* of the opening */
+    stream_t stream, side;   /* noise is drawn on the side */
     struct products *products;
     struct error latched; /* code 0: none */
 
@@ -102,6 +103,24 @@ void cuda_embed(struct backend *be, int32_t m, const struct linear_group *table,
 void cuda_cross_entropy(struct backend *be, const struct linear_group *head, const struct placed_labels *labels,
                         struct rows x, float *losses, struct rows dx);
 void cuda_logits(struct backend *be, const struct linear_group *head, int32_t m, struct rows x, float *logits);
+
+/* --- segments.cu ---------------------------------------------------------------------------------------------------
+ */
+
+int cuda_segments_new(struct backend *be, int32_t rows_max, int32_t count_max, struct placed_segments *ret,
+                      struct error *err);
+void cuda_segments_free(struct backend *be, struct placed_segments *segments);
+void cuda_segments_set(struct backend *be, struct placed_segments *segments, int32_t count, const int32_t *offsets);
+void cuda_group_gradients(struct backend *be, const struct linear_group *g, const struct group_lora *lora,
+                          const struct placed_segments *segments, const struct rows dy[], struct rows h, struct rows dh,
+                          struct rows x, const struct group_gradient *where, float *base, size_t stride);
+void cuda_attention_forward(struct backend *be, const struct attention_shape *shape,
+                            const struct placed_segments *segments, int32_t m, struct rows q, struct rows k,
+                            struct rows v, struct rows o, float *lse);
+void cuda_attention_backward(struct backend *be, const struct attention_shape *shape,
+                             const struct placed_segments *segments, int32_t m, struct rows q, struct rows k,
+                             struct rows v, struct rows o, const float *lse, struct rows do_, struct rows dq,
+                             struct rows dk, struct rows dv);
 
 /* --- serve.cu ------------------------------------------------------------------------------------------------------
  */

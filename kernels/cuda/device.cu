@@ -46,21 +46,54 @@ void device_use(int ordinal)
     cudaSetDevice(ordinal);
 }
 
+int device_capability(void)
+{
+    static thread_local int known = -1, capability; /* of device `known` */
+    int ordinal = -1, major = 0, minor = 0;
+    if (cudaGetDevice(&ordinal) == cudaSuccess && ordinal != known &&
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal) == cudaSuccess &&
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal) == cudaSuccess) {
+        known = ordinal;
+        capability = 10 * major + minor;
+    }
+    return capability;
+}
+
 size_t device_free_bytes(void)
 {
     size_t free_bytes = 0, total = 0;
     return cudaMemGetInfo(&free_bytes, &total) == cudaSuccess ? free_bytes : 0;
 }
 
+/* A launch's failure that nobody has asked for yet: kept apart, so that no call that fails by itself forgets it. */
+static thread_local cudaError_t pending = cudaSuccess;
+
+static void keep_pending(void)
+{
+    cudaError_t last = cudaGetLastError();
+    if (pending == cudaSuccess)
+        pending = last;
+}
+
+bool device_failed(void)
+{
+    keep_pending();
+    return pending != cudaSuccess;
+}
+
 int device_alloc(size_t bytes, void **ret)
 {
     void *at = NULL;
+    keep_pending();
     if (cudaMalloc(&at, bytes ? bytes : 1) != cudaSuccess) {
         cudaGetLastError(); /* not to be taken for a launch's failure later */
         return ERR_RESOURCES;
     }
-    /* The streams here do not wait for the one that this memset is on. */
-    if (cudaMemset(at, 0, bytes) != cudaSuccess || cudaDeviceSynchronize() != cudaSuccess) {
+    /* The streams here do not wait for the one that this memset is on. Waiting for that one alone: to wait for the
+     * whole device would break what another thread is recording. */
+    if (cudaMemsetAsync(at, 0, bytes, cudaStreamLegacy) != cudaSuccess ||
+        cudaStreamSynchronize(cudaStreamLegacy) != cudaSuccess) {
+        cudaGetLastError();
         cudaFree(at);
         return ERR_RESOURCES;
     }
@@ -75,6 +108,7 @@ void device_release(void *at)
 
 int device_pinned_alloc(size_t bytes, void **ret)
 {
+    keep_pending();
     if (cudaHostAlloc(ret, bytes ? bytes : 1, cudaHostAllocDefault) == cudaSuccess)
         return 0;
     cudaGetLastError();
@@ -129,9 +163,12 @@ void device_after(stream_t s, stream_t other)
 
 int device_sync(stream_t s, struct error *err)
 {
-    cudaError_t e = cudaStreamSynchronize(s), last = cudaGetLastError();
+    keep_pending();
+    cudaError_t e = cudaStreamSynchronize(s);
     if (e == cudaSuccess)
-        e = last;
+        e = pending;
+    cudaGetLastError();
+    pending = cudaSuccess;
     return e == cudaSuccess ? 0 : fail(e, "computing", err);
 }
 
@@ -178,7 +215,11 @@ struct recording {
 
 bool device_record_begin(stream_t s)
 {
-    return cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal) == cudaSuccess;
+    keep_pending();
+    if (cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal) == cudaSuccess)
+        return true;
+    cudaGetLastError();
+    return false;
 }
 
 struct recording *device_record_end(stream_t s)
@@ -192,8 +233,7 @@ struct recording *device_record_end(stream_t s)
         r->exec = exec;
     if (graph)
         cudaGraphDestroy(graph);
-    if (!r)
-        cudaGetLastError();
+    cudaGetLastError(); /* of the recording: the caller runs the work anew */
     return r;
 }
 

@@ -23,6 +23,7 @@ struct device_info {
 /* Makes device `ordinal` the calling thread's. ERR_NOT_FOUND: no driver or no such device, in plain words. */
 int MUST_USE device_open(int ordinal, struct device_info *ret_info, struct error *err);
 void device_use(int ordinal); /* again, for a thread that may have used another one */
+int device_capability(void);  /* 10·major + minor of the calling thread's device */
 size_t device_free_bytes(void);
 
 int MUST_USE device_alloc(size_t bytes, void **ret);        /* zeroed, 256-byte aligned; ERR_RESOURCES */
@@ -48,6 +49,9 @@ void device_mark_set(struct device_mark *mark, stream_t s);
 void device_mark_wait(struct device_mark *mark);
 /* Milliseconds between two marks that were waited for. */
 float device_mark_elapsed_ms(struct device_mark *from, struct device_mark *to);
+
+/* Whether a launch of the calling thread has failed since its last device_sync, which says what. */
+bool device_failed(void);
 
 /* Recorded work. device_record_begin .. _end catch what is enqueued on s in between; NULL if it cannot be recorded (the
  * shim never can: _begin returns false and the work is done as usual). */

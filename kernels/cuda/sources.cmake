@@ -11,5 +11,6 @@ set(cuda_sources
     head.cu
     noise.cu
     rows.cu
+    segments.cu
     serve.cu
     weights.cu)

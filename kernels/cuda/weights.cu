@@ -132,22 +132,6 @@ void cuda_group_free(struct backend *be, struct linear_group *group)
 /* --- LoRA's parts of the augmented matrix ---------------------------------------------------------------------------
  */
 
-static int32_t stacked_rank(const struct linear_group *g, const struct group_lora *lora)
-{
-    int32_t adapted = 0;
-    for (int32_t i = 0; lora && i < g->count; i++)
-        adapted += lora->a[i] != NULL;
-    return lora ? adapted * lora->rank : 0;
-}
-
-static const float *stacked_a(const struct linear_group *g, const struct group_lora *lora)
-{
-    for (int32_t i = 0; i < g->count; i++)
-        if (lora->a[i])
-            return lora->a[i];
-    return NULL;
-}
-
 TEMPLATE_KERNEL zero_rectangle(int32_t rows, int32_t bytes, uint8_t *at, size_t stride_bytes)
 {
     const int32_t i = (int32_t)(blockIdx.x * blockDim.x + threadIdx.x);
@@ -228,11 +212,11 @@ void cuda_lora_load(struct backend *be, int32_t count, struct linear_group *cons
     int32_t listed = 0;
     for (int32_t i = 0; i < count; i++) {
         struct cuda_group *p = placed_of(groups[i]);
-        assert(stacked_rank(groups[i], &loras[i]) <= p->lora_rows);
+        assert(group_stacked_rank(groups[i], &loras[i]) <= p->lora_rows);
         if (p->matrix && p->loaded_rank > 0 && !same_places(groups[i], &loras[i], &p->loaded))
             clear_lora(c, groups[i], p->matrix);
         p->loaded = loras[i];
-        p->loaded_rank = stacked_rank(groups[i], &loras[i]);
+        p->loaded_rank = group_stacked_rank(groups[i], &loras[i]);
         if (!p->matrix || p->loaded_rank == 0)
             continue;
         if (listed + 2 * BACKEND_GROUP_MAX > LORA_PARTS_MAX) {
@@ -299,7 +283,7 @@ void cuda_lora_down(struct backend *be, const struct linear_group *g, const stru
                     struct rows x, struct rows h)
 {
     struct cuda *c = cuda_of(be);
-    const int32_t rank = stacked_rank(g, lora);
+    const int32_t rank = group_stacked_rank(g, lora);
     if (rank > 0)
         lora_down_with(c, g, rank, m, x, h, cuda_matrix(c, g, true));
 }
@@ -309,7 +293,7 @@ static void serve_lora(struct cuda *c, const struct linear_group *g, const struc
                        struct rows x, struct rows y)
 {
     const struct cuda_group *p = placed_of(g);
-    const int32_t rank = stacked_rank(g, lora), columns = backend_lora_columns(rank);
+    const int32_t rank = group_stacked_rank(g, lora), columns = backend_lora_columns(rank);
     const size_t e = element_bytes(c);
     struct rows a = {c->lora.at, g->in}, b = {element_at(c, c->lora.at, (size_t)columns * (size_t)g->in), columns};
     struct rows h = {c->lora_hidden.at, columns};
@@ -328,7 +312,7 @@ static void serve_few(struct cuda *c, const struct linear_group *g, const struct
 {
     const struct cuda_group *p = placed_of(g);
     const size_t stride_bytes = (size_t)p->stride * element_bytes(c);
-    const int32_t rank = stacked_rank(g, lora);
+    const int32_t rank = group_stacked_rank(g, lora);
     float *hidden = static_cast<float *>(c->hidden.at);
     if (p->given[0].at) {
         for (int32_t i = 0; i < g->count; i++)
@@ -340,7 +324,7 @@ static void serve_few(struct cuda *c, const struct linear_group *g, const struct
     }
     if (rank == 0)
         return;
-    decode_lora_down(c->stream, c->base.element, m, rank, g->in, stacked_a(g, lora), x, hidden, rank);
+    decode_lora_down(c->stream, c->base.element, m, rank, g->in, group_stacked_a(g, lora), x, hidden, rank);
     for (int32_t i = 0, column = 0; i < g->count; i++) {
         if (!lora->a[i])
             continue;
@@ -367,7 +351,7 @@ void cuda_group_forward(struct backend *be, enum group_use use, const struct lin
 {
     struct cuda *c = cuda_of(be);
     const struct cuda_group *p = placed_of(g);
-    const int32_t rank = stacked_rank(g, lora);
+    const int32_t rank = group_stacked_rank(g, lora);
     assert_fused(c, g, y);
     if (m == 0)
         return;
@@ -389,7 +373,7 @@ void cuda_group_backward(struct backend *be, const struct linear_group *g, const
 {
     struct cuda *c = cuda_of(be);
     const struct cuda_group *p = placed_of(g);
-    const int32_t rank = stacked_rank(g, lora), columns = backend_lora_columns(rank);
+    const int32_t rank = group_stacked_rank(g, lora), columns = backend_lora_columns(rank);
     assert_fused(c, g, dy);
     if (m == 0 || !(dx.at || (with_dh && rank > 0)))
         return;
@@ -444,6 +428,7 @@ void cuda_cross_entropy(struct backend *be, const struct linear_group *head, con
     const int32_t vocabulary = head->out[0], chunk = logits_rows(c, labels->count, vocabulary);
     struct rows logits = {c->logits.at, logits_stride(vocabulary)};
     const void *matrix = cuda_matrix(c, head, false);
+    assert((size_t)chunk * (size_t)logits.stride * element_bytes(c) <= c->logits.bytes);
     for (int32_t first = 0; first < labels->count; first += chunk) {
         const int32_t count = labels->count - first < chunk ? labels->count - first : chunk;
         struct rows from = {element_at(c, x.at, (size_t)first * (size_t)x.stride), x.stride};

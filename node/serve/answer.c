@@ -276,7 +276,9 @@ static int decode(struct run *r, int32_t tokens_max, struct error *err)
 
     answer->finish = ANSWER_LENGTH;
     while (answer->answer_tokens < tokens_max) {
-        infer_logits(a->infer, a->cache, a->logits);
+        int rc = infer_logits(a->infer, a->cache, a->logits, err);
+        if (rc < 0)
+            return rc;
         int32_t token = sampler_next(&r->sampler, a->logits, &rng);
         answer->answer_tokens++;
         if (tokenizer_is_end(tokenizer, token)) {
@@ -295,8 +297,7 @@ static int decode(struct run *r, int32_t tokens_max, struct error *err)
             break;
         }
         struct infer_extend item = {a->cache, &token, 1};
-        int rc = infer_extend(a->infer, r->lora, &item, 1, err);
-        if (rc < 0)
+        if ((rc = infer_extend(a->infer, r->lora, &item, 1, err)) < 0)
             return rc;
     }
     token_stream_end(&r->stream, &answer->text);

@@ -172,16 +172,19 @@ struct greedy {
 };
 
 /* Chooses the next token of one record; closes it at the end of the answer or when it cannot be right any more. */
-static void choose(struct evaluation *e, struct greedy *g, struct kv_cache *cache)
+static int choose(struct evaluation *e, struct greedy *g, struct kv_cache *cache, struct error *err)
 {
-    infer_logits(e->infer, cache, e->logits);
+    int rc = infer_logits(e->infer, cache, e->logits, err);
+    if (rc < 0)
+        return rc;
     g->next = likeliest(e->logits, e->model->config.vocabulary);
     if (tokenizer_is_end(e->tokenizer, g->next) || kv_cache_room(cache) == 0) {
         g->open = false;
-        return;
+        return 0;
     }
     tokenizer_decode(e->tokenizer, &g->next, 1, &g->got);
     g->open = may_become(buffer_span(&g->got), trimmed(buffer_span(&g->want)));
+    return 0;
 }
 
 /* The greedy answers of one group of prompts, decoded side by side. */
@@ -204,13 +207,13 @@ static int greedy_answers(struct evaluation *e, size_t first, size_t count, stru
     }
     for (int32_t produced = 0; rc == 0 && produced < e->options->answer_tokens_max; produced++) {
         int32_t n = 0;
-        for (size_t i = 0; i < count; i++) {
+        for (size_t i = 0; rc == 0 && i < count; i++) {
             if (greedy[i].open)
-                choose(e, &greedy[i], e->caches[i]);
+                rc = choose(e, &greedy[i], e->caches[i], err);
             if (greedy[i].open)
                 items[n++] = (struct infer_extend){e->caches[i], &greedy[i].next, 1};
         }
-        if (n == 0)
+        if (rc < 0 || n == 0)
             break;
         rc = infer_extend(e->infer, e->lora, items, n, err);
     }

@@ -272,5 +272,6 @@ int trainer_round(struct trainer *t, struct lora *lora, uint64_t first_step, con
     random_stream_release(&sampling_stream);
     t->be->ops->zero(t->be, t->gradient, t->count * sizeof *t->gradient);
     t->be->ops->zero(t->be, t->sum, t->count * sizeof *t->sum);
+    train_wipe(t->train);
     return rc;
 }

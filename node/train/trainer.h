@@ -36,8 +36,8 @@ struct trainer_options {
 
 struct trainer;
 
-/* model and data must outlive it; lora gives the shape. ERR_CONFIG; ERR_RESOURCES: not even a micro-batch of the
- * longest example fits. */
+/* model, data and lora, which gives the shape, must outlive it. ERR_CONFIG; ERR_RESOURCES: not even a micro-batch of
+ * the longest example fits. */
 int MUST_USE trainer_new(const struct trainer_options *options, const struct model *model, const struct lora *lora,
                          const struct dataset *data, struct trainer **ret_trainer, struct error *err);
 void trainer_free(struct trainer *t); /* accepts NULL */

@@ -121,14 +121,14 @@ static void check_logits(const struct golden *g, struct backend *be, double tole
         for (int32_t t = g->offsets[e]; t < g->offsets[e + 1]; t++) {
             struct infer_extend item = {cache, g->ids + t, 1};
             must(infer_extend(infer, &lora, &item, 1, &err), &err);
-            infer_logits(infer, cache, logits);
+            CHECK(infer_logits(infer, cache, logits, &err) == 0);
             CHECK(distance(logits, g->logits + t * VOCABULARY, VOCABULARY) < tolerance);
         }
         /* and in one pass of many rows, whose products are other ones */
         kv_cache_truncate(cache, 0);
         struct infer_extend all = {cache, g->ids + g->offsets[e], g->offsets[e + 1] - g->offsets[e]};
         must(infer_extend(infer, &lora, &all, 1, &err), &err);
-        infer_logits(infer, cache, logits);
+        CHECK(infer_logits(infer, cache, logits, &err) == 0);
         CHECK(distance(logits, g->logits + (g->offsets[e + 1] - 1) * VOCABULARY, VOCABULARY) < tolerance);
     }
     kv_cache_free(cache);
@@ -267,6 +267,81 @@ static void test_bits_do_not_depend_on_batchmates(void)
         check_batchmates(&ffa_qv, KERNEL_BF16, level);
     }
     check_batchmates(&joint_all, KERNEL_F32, 0);
+}
+
+/* The same on matrices as large as real ones, where a library has many ways to compute a product. For a card only: as
+ * host code it would take minutes. */
+static void test_bits_on_real_shapes(void)
+{
+    static const int32_t widths[][4] = {/* d, heads, kv heads, ff */ {576, 9, 3, 1536}, {2048, 32, 8, 8192}};
+    for (size_t w = 0; w < ARRAY_LEN(widths); w++) {
+        struct backend *be = open_cuda((struct backend_cuda_options){.precision = KERNEL_BF16, .tune = true});
+        if (strstr(be->name, "shim")) {
+            fprintf(stderr, "  skipped: this is no card\n");
+            backend_free(be);
+            return;
+        }
+        struct model_config config = TINY_CONFIG;
+        struct tiny tiny;
+        struct lora host, lora;
+        struct batch batch;
+        struct train *train = NULL;
+        struct error err = {0};
+        config.layer_count = 2;
+        config.d_model = widths[w][0];
+        config.head_count = widths[w][1];
+        config.kv_head_count = widths[w][2];
+        config.head_size = 64;
+        config.d_ff = widths[w][3];
+        config.vocabulary = 4096;
+        config.context_length = 512;
+        tiny_init(&tiny, &config, true);
+        tiny_lora(&host, &joint_all, &tiny.model);
+        must(lora_place(&lora, &host, be, &err), &err);
+        const struct train_options options = {
+            .backend = be, .tokens_max = 4096, .examples_max = 16, .example_tokens_max = 512, .per_example = true};
+        must(batch_init(&batch, 4096, 16, &err), &err);
+        must(train_new(&options, &tiny.model, &host, &train, &err), &err);
+        const size_t bytes = host.trained_count * sizeof(float);
+        float *alone = malloc(bytes), *crowd = malloc(bytes);
+        double loss = 0;
+        for (int32_t crowding = 0; crowding < 6; crowding++) {
+            int32_t place = 0;
+            uint64_t state = 99 + (uint64_t)crowding;
+            batch_clear(&batch);
+            for (int32_t e = 0; e <= 2 * crowding; e++) { /* the example itself in the middle */
+                int32_t ids[512];
+                uint8_t learn[512];
+                const bool own = e == crowding;
+                uint64_t x = own ? 7 : state;
+                const int32_t length = own ? 301 : 5 + (int32_t)(state >> 33) % 300;
+                for (int32_t i = 0; i < length; i++) {
+                    x = x * 6364136223846793005u + 1442695040888963407u;
+                    ids[i] = (int32_t)(x >> 52);
+                    learn[i] = x >> 40 & 1;
+                }
+                state = x + (uint64_t)e;
+                place = own ? e : place;
+                CHECK(batch_add(&batch, &(struct batch_example){ids, learn, length}));
+            }
+            train_run(train, &lora, &batch);
+            be->ops->download(be, crowd, train_gradient(train, place), bytes);
+            if (crowding == 0) {
+                loss = train_loss(train, place);
+                memcpy(alone, crowd, bytes);
+            }
+            CHECK(loss > 0 && train_loss(train, place) == loss && memcmp(alone, crowd, bytes) == 0);
+        }
+        must(be->ops->sync(be, &err), &err);
+        free(alone);
+        free(crowd);
+        train_free(train);
+        batch_release(&batch);
+        lora_unplace(&lora);
+        backend_free(be);
+        lora_release(&host);
+        tiny_release(&tiny);
+    }
 }
 
 static void test_summed_gradient(void)
@@ -432,12 +507,12 @@ static void converse(struct answers *a, float *logits, double *scores)
     for (int32_t i = 0; i < 12; i++) {
         const struct infer_extend one = {a->caches[2], next + i, 1};
         must(infer_extend(a->infer, &a->lora, &one, 1, &err), &err);
-        infer_logits(a->infer, a->caches[2], logits + i * VOCABULARY);
+        CHECK(infer_logits(a->infer, a->caches[2], logits + i * VOCABULARY, &err) == 0);
     }
     kv_cache_truncate(a->caches[2], 0);
     const struct infer_extend base = {a->caches[2], prompts[0], 40};
     must(infer_extend(a->infer, NULL, &base, 1, &err), &err);
-    infer_logits(a->infer, a->caches[2], logits + 12 * VOCABULARY);
+    CHECK(infer_logits(a->infer, a->caches[2], logits + 12 * VOCABULARY, &err) == 0);
 }
 
 static void check_answers(struct backend_cuda_options options, int32_t rows_max, double tolerance)
@@ -612,6 +687,7 @@ int main(void)
     RUN(test_golden_float32);
     RUN(test_golden_bfloat16);
     RUN(test_bits_do_not_depend_on_batchmates);
+    RUN(test_bits_on_real_shapes);
     RUN(test_summed_gradient);
     RUN(test_empty_batches);
     RUN(test_clipping_as_on_the_cpu);

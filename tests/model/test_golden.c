@@ -83,7 +83,7 @@ static void check_logits(const struct golden *g, struct backend *backend, double
         for (int32_t t = g->offsets[e]; t < g->offsets[e + 1]; t++) {
             struct infer_extend item = {cache, g->ids + t, 1};
             CHECK(infer_extend(infer, &lora, &item, 1, &err) == 0);
-            infer_logits(infer, cache, logits);
+            CHECK(infer_logits(infer, cache, logits, &err) == 0);
             CHECK(distance(logits, g->logits + t * 128, 128) < tolerance);
         }
     }

@@ -63,15 +63,17 @@ static void extend(struct setup *s, struct kv_cache *cache, const int32_t *ids, 
 static void reference_logits(struct setup *s, const int32_t *ids, int32_t count, float *logits)
 {
     kv_cache_truncate(s->caches[2], 0);
+    struct error err = {0};
     extend(s, s->caches[2], ids, count);
-    infer_logits(s->infer, s->caches[2], logits);
+    CHECK(infer_logits(s->infer, s->caches[2], logits, &err) == 0);
 }
 
 static void check_same(struct setup *s, struct kv_cache *cache, const int32_t *ids, int32_t count)
 {
     float got[VOCABULARY], want[VOCABULARY];
+    struct error err = {0};
     reference_logits(s, ids, count, want);
-    infer_logits(s->infer, cache, got);
+    CHECK(infer_logits(s->infer, cache, got, &err) == 0);
     CHECK(kv_cache_length(cache) == count && memcmp(kv_cache_ids(cache), ids, (size_t)count * 4) == 0);
     for (int i = 0; i < VOCABULARY; i++)
         CHECK_NEAR(got[i], want[i], 2e-5);
@@ -100,7 +102,8 @@ static void test_long_input_is_split(void)
         make_ids(2, 40, ids);
         extend(&s, s.caches[0], ids, 40);
         float got[VOCABULARY], want[VOCABULARY];
-        infer_logits(s.infer, s.caches[0], got);
+        struct error err = {0};
+        CHECK(infer_logits(s.infer, s.caches[0], got, &err) == 0);
         setup_release(&s);
         setup_init(&s, 1, 64);
         reference_logits(&s, ids, 40, want);

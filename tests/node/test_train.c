@@ -379,7 +379,7 @@ static double slow_score(struct infer *infer, const struct lora *lora, const str
     assert_int_equal(infer_extend(infer, lora, &item, 1, &err), 0);
     for (int32_t i = 0; i < answer->count; i++) {
         double most = -INFINITY, sum = 0;
-        infer_logits(infer, cache, logits);
+        assert_int_equal(infer_logits(infer, cache, logits, &err), 0);
         for (int32_t v = 0; v < vocabulary; v++)
             most = logits[v] > most ? logits[v] : most;
         for (int32_t v = 0; v < vocabulary; v++)

@@ -151,11 +151,50 @@ struct copy {
     uint32_t group;
 };
 
+/* A product of a group of warps that was issued and not yet done: one warp's part of it, one lane's registers. */
+struct product {
+    float *x;
+    int columns;
+    const uint32_t *registers;
+    uint64_t a, b;
+    bool add;
+    uint32_t group, number; /* number: how many the thread issued before */
+};
+
+/* Sums with products under way: what they are where x itself is NaN. */
+struct sums {
+    float *x;
+    int products;
+    float values[128];
+};
+
+#define SUMS_MAX 8 /* of a thread, under way at a time */
+
 struct thread {
     struct fiber fiber;
     struct copy *copies; /* (copies_max), oldest first */
     int copies_count, copies_max;
     uint32_t group; /* that the next copy belongs to: groups committed so far */
+
+    struct product *products; /* (products_max), oldest first */
+    int products_count, products_max;
+    uint32_t products_group, products_issued;
+    struct sums *sums[SUMS_MAX]; /* made when first needed; the first sums_count are under way */
+    int sums_count;
+    bool fenced;           /* wgmma_fence since the last wait */
+    uint32_t proxy_fences; /* done */
+};
+
+/* Who last copied 16 bytes to shared memory: thread + 1, and how many proxy fences it had done by then. */
+struct writer {
+    uint32_t thread, proxy_fences;
+};
+
+#define ISSUED_MAX 256 /* products that one warp of a group may be ahead of another */
+
+struct group {
+    uint32_t issued;               /* products that one of its warps has issued */
+    uint64_t operands[ISSUED_MAX]; /* what the last of them read then: a hash */
 };
 
 struct warp {
@@ -180,6 +219,9 @@ struct machine {
     unsigned char *shared;
     size_t shared_bytes;
     uint64_t random;
+    struct group groups[WARPS_MAX / WARP_GROUP];
+    struct writer writers[SHARED_MAX / 16];
+    float left[16][16], right[16][256], result[16][256]; /* of one warp's product */
 
     ~machine();
 };
@@ -210,6 +252,8 @@ static const char *collective_name(enum shim_collective kind)
         return "ldmatrix_x4_transposed";
     case SHIM_MMA:
         return "mma_16816";
+    case SHIM_WGMMA_WAIT:
+        return "wgmma_wait";
     }
     return "?";
 }
@@ -295,6 +339,9 @@ machine::~machine()
         fiber_release(&t->fiber);
         munmap(static_cast<char *>(t->fiber.stack) - page, page + STACK_BYTES);
         free(t->copies);
+        free(t->products);
+        for (struct sums *sums : t->sums)
+            free(sums);
         free(t);
     }
 }
@@ -363,9 +410,14 @@ static void run_block(struct machine *m)
         w->collective = w->blocked = w->returned = 0;
     }
     for (unsigned i = 0; i < m->thread_count; i++) {
-        m->threads[i]->copies_count = 0;
-        m->threads[i]->group = 0;
+        struct thread *t = m->threads[i];
+        t->copies_count = t->products_count = t->sums_count = 0;
+        t->group = t->products_group = t->products_issued = t->proxy_fences = 0;
+        t->fenced = false;
     }
+    for (struct group &g : m->groups)
+        g.issued = 0;
+    memset(static_cast<void *>(m->writers), 0, (m->shared_bytes + 15) / 16 * sizeof m->writers[0]);
     for (int w = next_warp(m); w >= 0; w = next_warp(m)) {
         m->running_warp = w;
         m->now = (unsigned)w * LANES + next_lane(m, m->warps[w].runnable);
@@ -410,7 +462,7 @@ void shim_run(const char *name, struct dim3 grid, struct dim3 block, size_t shar
 #else
     size_t guard = GUARD_BYTES;
 #endif
-    if (posix_memalign(&shared, 128, shared_bytes + guard ? shared_bytes + guard : 1) != 0)
+    if (posix_memalign(&shared, 1024, shared_bytes + guard ? shared_bytes + guard : 1) != 0)
         FAIL("no memory");
     m->shared = static_cast<unsigned char *>(shared);
     m->shared_bytes = shared_bytes;
@@ -594,8 +646,241 @@ void shim_async_wait(int pending)
         memset(c->to, 0, 16);
         if (c->bytes)
             memcpy(c->to, c->from, (size_t)c->bytes);
+        m->writers[(c->to - m->shared) / 16] = {m->now + 1, t->proxy_fences};
     }
     t->copies_count -= done;
     if (t->copies_count)
         memmove(t->copies, t->copies + done, (size_t)t->copies_count * sizeof *t->copies);
+}
+
+/* --- products of a group of warps -------------------------------------------------------------------------------- */
+
+uint32_t shim_shared_address(const void *at)
+{
+    struct machine *m = machine_in("shared_address");
+    return (uint32_t)(static_cast<const unsigned char *>(at) - m->shared);
+}
+
+void shim_trap(void)
+{
+    machine_in("trap");
+    FAIL("trap");
+}
+
+void shim_proxy_fence(void)
+{
+    struct machine *m = machine_in("proxy_fence");
+    m->threads[m->now]->proxy_fences++;
+}
+
+void shim_wgmma_fence(void)
+{
+    struct machine *m = machine_in("wgmma_fence");
+    m->threads[m->now]->fenced = true;
+}
+
+void shim_wgmma_commit(void)
+{
+    struct machine *m = machine_in("wgmma_commit");
+    m->threads[m->now]->products_group++;
+}
+
+/* The 16 bytes `unit` of row `row` of the matrix that cuda.h's wgmma_matrix describes. */
+static const unsigned char *matrix_unit(const struct machine *m, uint64_t matrix, unsigned row, unsigned unit)
+{
+    unsigned start = (unsigned)(matrix & 0x3fff) << 4, panel = (unsigned)(matrix >> 16 & 0x3fff) << 4,
+             eight = (unsigned)(matrix >> 32 & 0x3fff) << 4;
+    if (matrix >> 62 != 1 || start % 1024 >= 128)
+        FAIL("wgmma: a matrix at byte %u, not in panels that begin at multiples of 1024", start);
+    unsigned at = start + unit / 8 * panel + unit % 8 * 16 + row / 8 * eight + row % 8 * 128;
+    at ^= (at >> 7 & 7) << 4;
+    if (at + 16 > m->shared_bytes)
+        FAIL("wgmma: byte %u of %zu bytes of shared memory", at, m->shared_bytes);
+    return m->shared + at;
+}
+
+static uint64_t hash_matrix(const struct machine *m, uint64_t matrix, unsigned rows, unsigned units, uint64_t hash)
+{
+    for (unsigned r = 0; r < rows; r++) {
+        for (unsigned u = 0; u < units; u++) {
+            uint64_t words[2];
+            memcpy(words, matrix_unit(m, matrix, r, u), 16);
+            hash = (hash ^ words[0]) * 0x9e3779b97f4a7c15u;
+            hash = (hash ^ hash >> 29 ^ words[1]) * 0xbf58476d1ce4e5b9u;
+        }
+    }
+    return hash;
+}
+
+/* Of all that a group reads from shared memory for a product. */
+static uint64_t hash_operands(const struct machine *m, const struct product *p)
+{
+    unsigned columns = (unsigned)p->columns;
+    if (p->registers)
+        return hash_matrix(m, p->b, 16, columns / 8, 1);
+    return hash_matrix(m, p->b, columns, 2, hash_matrix(m, p->a, 64, 2, 1));
+}
+
+static struct sums *sums_of(struct thread *t, const float *x)
+{
+    for (int i = 0; i < t->sums_count; i++) {
+        if (t->sums[i]->x == x)
+            return t->sums[i];
+    }
+    return NULL;
+}
+
+void shim_wgmma(float *x, int columns, const uint32_t *registers, uint64_t a, uint64_t b, bool add)
+{
+    struct machine *m = machine_in("wgmma");
+    struct thread *t = m->threads[m->now];
+    struct group *g = &m->groups[m->now / LANES / WARP_GROUP];
+    struct sums *sums = sums_of(t, x);
+    size_t bytes = (size_t)columns / 2 * sizeof *x;
+
+    if (m->thread_count % (WARP_GROUP * LANES) != 0)
+        FAIL("wgmma in a block of %u threads, not of whole groups", m->thread_count);
+    if (!sums) {
+        if (!t->fenced)
+            FAIL("wgmma without a wgmma_fence since the last wait");
+        if (t->sums_count == SUMS_MAX)
+            FAIL("wgmma: more than %d sums under way", SUMS_MAX);
+        struct sums **place = &t->sums[t->sums_count++];
+        if (!*place && !(*place = static_cast<struct sums *>(malloc(sizeof **place))))
+            FAIL("no memory");
+        sums = *place;
+        sums->x = x;
+        sums->products = 0;
+        memcpy(sums->values, x, bytes);
+        memset(x, 0xff, bytes);
+    }
+    sums->products++;
+    if (t->products_count == t->products_max) {
+        t->products_max = t->products_max ? 2 * t->products_max : 64;
+        t->products =
+            static_cast<struct product *>(realloc(t->products, (size_t)t->products_max * sizeof *t->products));
+        if (!t->products)
+            FAIL("no memory");
+    }
+    struct product *p = &t->products[t->products_count++];
+    *p = {x, columns, registers, a, b, add, t->products_group, t->products_issued};
+    if (g->issued == t->products_issued)
+        g->operands[g->issued++ % ISSUED_MAX] = hash_operands(m, p);
+    t->products_issued++;
+}
+
+/* Eight elements as floats, which must have been made visible to products. */
+static void read_unit(const struct machine *m, uint64_t matrix, unsigned row, unsigned unit, float to[8])
+{
+    const unsigned char *at = matrix_unit(m, matrix, row, unit);
+    const struct writer *w = &m->writers[(at - m->shared) / 16];
+    if (w->thread && m->threads[w->thread - 1]->proxy_fences == w->proxy_fences)
+        FAIL("wgmma: byte %zd of shared memory was copied there by thread %u, without a proxy_fence since",
+             (ptrdiff_t)(at - m->shared), w->thread - 1);
+    for (unsigned i = 0; i < 8; i++) {
+        uint16_t bits;
+        memcpy(&bits, at + 2 * i, sizeof bits);
+        to[i] = __uint_as_float((uint32_t)bits << 16);
+    }
+}
+
+static void read_operands(struct machine *m, unsigned warp, int index)
+{
+    const struct product *p = &m->threads[warp * LANES]->products[index];
+    unsigned columns = (unsigned)p->columns;
+    for (unsigned lane = 0; lane < LANES && p->registers; lane++) { /* as in shim_mma */
+        const uint32_t *registers = m->threads[warp * LANES + lane]->products[index].registers;
+        for (unsigned i = 0; i < 4; i++) {
+            float *at = &m->left[lane / 4 + i % 2 * 8][lane % 4 * 2 + i / 2 * 8];
+            at[0] = __uint_as_float(registers[i] << 16);
+            at[1] = __uint_as_float(registers[i] & 0xffff0000);
+        }
+    }
+    for (unsigned k = 0; k < 16 && p->registers; k++) {
+        for (unsigned u = 0; u < columns / 8; u++)
+            read_unit(m, p->b, k, u, &m->right[k][8 * u]);
+    }
+    for (unsigned r = 0; r < 16 && !p->registers; r++) {
+        for (unsigned u = 0; u < 2; u++)
+            read_unit(m, p->a, warp % WARP_GROUP * 16 + r, u, &m->left[r][8 * u]);
+    }
+    for (unsigned c = 0; c < columns && !p->registers; c++) {
+        float terms[16];
+        read_unit(m, p->b, c, 0, terms);
+        read_unit(m, p->b, c, 1, terms + 8);
+        for (unsigned k = 0; k < 16; k++)
+            m->right[k][c] = terms[k];
+    }
+}
+
+/* A warp's part of the product that is its lanes' index-th. */
+static void run_product(struct machine *m, unsigned warp, int index)
+{
+    const struct product *p = &m->threads[warp * LANES]->products[index];
+    struct sums *sums[LANES];
+    for (unsigned lane = 0; lane < LANES; lane++) {
+        struct thread *t = m->threads[warp * LANES + lane];
+        const struct product *q = &t->products[index];
+        if (index >= t->products_count || q->columns != p->columns || !q->registers != !p->registers || q->a != p->a ||
+            q->b != p->b || q->add != p->add || q->group != p->group || q->number != p->number)
+            FAIL("wgmma: lanes 0 and %u of warp %u have different products", lane, warp);
+        sums[lane] = sums_of(t, q->x);
+    }
+    const struct group *g = &m->groups[warp / WARP_GROUP];
+    if (g->issued - p->number > ISSUED_MAX)
+        FAIL("wgmma: a warp is %u products behind", g->issued - p->number);
+    if (g->operands[p->number % ISSUED_MAX] != hash_operands(m, p))
+        FAIL("wgmma: shared memory changed under a product");
+
+    read_operands(m, warp, index);
+    for (unsigned r = 0; r < 16; r++) {
+        for (int c = 0; c < p->columns; c++) {
+            const struct sums *s = sums[r % 8 * 4 + (unsigned)c % 8 / 2];
+            m->result[r][c] = p->add ? s->values[c / 8 * 4 + (int)r / 8 * 2 + c % 2] : 0;
+        }
+        for (unsigned k = 0; k < 16; k++) {
+            for (int c = 0; c < p->columns; c++)
+                m->result[r][c] += m->left[r][k] * m->right[k][c];
+        }
+        for (int c = 0; c < p->columns; c++)
+            sums[r % 8 * 4 + (unsigned)c % 8 / 2]->values[c / 8 * 4 + (int)r / 8 * 2 + c % 2] = m->result[r][c];
+    }
+    for (unsigned lane = 0; lane < LANES; lane++) {
+        if (--sums[lane]->products > 0)
+            continue;
+        struct thread *t = m->threads[warp * LANES + lane];
+        memcpy(sums[lane]->x, sums[lane]->values, (size_t)p->columns / 2 * sizeof(float));
+        for (int i = 0; i < t->sums_count; i++) {
+            if (t->sums[i] == sums[lane]) {
+                t->sums[i] = t->sums[--t->sums_count];
+                t->sums[t->sums_count] = sums[lane];
+                break;
+            }
+        }
+    }
+}
+
+/* The last lane to come does what the warp waits for. */
+void shim_wgmma_wait(int pending)
+{
+    struct machine *m = machine_in("wgmma_wait");
+    unsigned warp = m->now / LANES;
+    const struct warp *w = &m->warps[warp];
+    struct thread *t = m->threads[m->now];
+    t->fenced = false;
+    if ((w->collective | 1u << m->now % LANES) == ~0u && w->kind == SHIM_WGMMA_WAIT) {
+        const struct thread *first = m->threads[warp * LANES];
+        int done = 0;
+        for (; done < first->products_count &&
+               (int64_t)first->products[done].group < (int64_t)first->products_group - pending;
+             done++)
+            run_product(m, warp, done);
+        for (unsigned lane = 0; lane < LANES; lane++) {
+            struct thread *of = m->threads[warp * LANES + lane];
+            of->products_count -= done;
+            if (of->products_count)
+                memmove(of->products, of->products + done, (size_t)of->products_count * sizeof *of->products);
+        }
+    }
+    shim_exchange(SHIM_WGMMA_WAIT, NULL, 0);
 }

@@ -16,6 +16,10 @@
  *   the block; byte for byte under AddressSanitizer).
  * - async_copy_16 makes its 16 bytes NaN at once and copies in async_wait, reading the source then. What was not waited
  *   for never comes.
+ * - wgmma_* products make their sums NaN at once and happen in wgmma_wait, which reads the operands then. Operands in
+ *   shared memory that were copied there without a proxy_fence, or that changed between the first of the group's warps
+ *   that gave the product and the last that waited for it, end the process; so does a product without a wgmma_fence
+ *   since the last wait whose sums are in no product under way.
  * - ldmatrix_x4 reads a lane's row when that lane gets there: rows that other lanes wrote need a barrier before it.
  *
  * Threads: several may launch at the same time. shim_order is for before that.
@@ -117,6 +121,8 @@ static inline void shim_launch(const char *name, void (*kernel)(P...), struct di
 size_t shim_live_allocations(void); /* of device_alloc, pinned memory and streams */
 size_t shim_live_bytes(void);       /* of device_alloc */
 void shim_fail_next_sync(int code); /* the next device_sync returns this ERR_ code */
+/* What device_capability says from here on; 0: CONSILIUM_SHIM_CAPABILITY (default 90). Not while others launch. */
+void shim_capability(int capability);
 
 /* --- barriers and collectives ------------------------------------------------------------------------------------ */
 
@@ -127,7 +133,8 @@ enum shim_collective {
     SHIM_ANY,
     SHIM_LDMATRIX,
     SHIM_LDMATRIX_TRANSPOSED,
-    SHIM_MMA
+    SHIM_MMA,
+    SHIM_WGMMA_WAIT
 };
 
 struct shim_slot {
@@ -142,6 +149,14 @@ void shim_mma(float d[4], const uint32_t a[4], const uint32_t b[2]);
 void shim_async_copy(void *to, const void *from, int bytes);
 void shim_async_commit(void);
 void shim_async_wait(int pending);
+uint32_t shim_shared_address(const void *at);
+void shim_trap(void);
+void shim_proxy_fence(void);
+void shim_wgmma_fence(void);
+void shim_wgmma_commit(void);
+void shim_wgmma_wait(int pending);
+/* registers: a's fragments, or NULL: a is a matrix in shared memory, and b's rows are columns, not terms. */
+void shim_wgmma(float *x, int columns, const uint32_t *registers, uint64_t a, uint64_t b, bool add);
 
 DEVICE void block_sync()
 {
@@ -193,6 +208,11 @@ DEVICE float shuffle(float x, int lane)
     return shim_shuffle(x, (unsigned)lane);
 }
 
+DEVICE int shuffle(int x, int lane)
+{
+    return shim_shuffle(x, (unsigned)lane);
+}
+
 /* Lane 4i + j gets the elements 2j, 2j + 1 of row i of each matrix. */
 DEVICE void ldmatrix_x4(uint32_t r[4], const void *row)
 {
@@ -239,6 +259,50 @@ template <int pending> DEVICE void async_wait()
 {
     static_assert(pending >= 0, "groups");
     shim_async_wait(pending);
+}
+
+#define HAVE_WGMMA 1
+#define BUILT_FOR_WGMMA true
+
+DEVICE void trap()
+{
+    shim_trap();
+}
+
+DEVICE uint32_t shared_address(const void *at)
+{
+    return shim_shared_address(at);
+}
+
+DEVICE void proxy_fence()
+{
+    shim_proxy_fence();
+}
+
+template <typename... T> DEVICE void wgmma_fence(T &...)
+{
+    shim_wgmma_fence();
+}
+
+DEVICE void wgmma_commit()
+{
+    shim_wgmma_commit();
+}
+
+template <int pending, typename... T> DEVICE void wgmma_wait(T &...)
+{
+    static_assert(pending >= 0, "groups");
+    shim_wgmma_wait(pending);
+}
+
+template <int columns> DEVICE void wgmma_shared(float (&x)[columns / 8][4], uint64_t a, uint64_t b, bool add)
+{
+    shim_wgmma(x[0], columns, NULL, a, b, add);
+}
+
+template <int columns> DEVICE void wgmma_registers(float (&x)[columns / 8][4], const uint32_t (&a)[4], uint64_t b)
+{
+    shim_wgmma(x[0], columns, a, 0, b, true);
 }
 
 /* --- conversions ------------------------------------------------------------------------------------------------- */
