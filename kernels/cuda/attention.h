@@ -11,6 +11,7 @@
 #ifndef KERNELS_CUDA_ATTENTION_H
 #define KERNELS_CUDA_ATTENTION_H
 
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/internal.h"
 
 #include <assert.h>
@@ -250,5 +251,96 @@ DEVICE void tile_write(const bf16 *tile, int row, bf16 *to, int32_t stride, int3
                 *reinterpret_cast<const uint4 *>(tile + tile_at<D>(row + r, unit));
     }
 }
+
+/* --- backward: what both its kinds of kernels share ------------------------------------------------------------ */
+
+DEVICE float dot_of_words(uint32_t a, uint32_t b) /* of two bfloat16 each */
+{
+    return __uint_as_float(a << 16) * __uint_as_float(b << 16) +
+           __uint_as_float(a & 0xffff0000u) * __uint_as_float(b & 0xffff0000u);
+}
+
+/* delta of the warp's 16·M rows from row0 of the segment, to `deltas` in shared memory and to c.delta. */
+template <int D, int M>
+DEVICE void make_deltas(const struct attention_call &c, const struct attention_block &b, int32_t row0, int32_t head,
+                        float *deltas)
+{
+    const int LANES = D / 8, PASS = WARP / LANES; /* lanes a row; rows at once */
+    int lane = (int)threadIdx.x % WARP, unit = lane % LANES;
+#pragma unroll 4
+    for (int r = lane / LANES; r < 16 * M; r += PASS) {
+        float sum = 0;
+        if (row0 + r < b.length && unit < c.size / 8) {
+            int32_t column = head * c.size + unit * 8;
+            uint4 x = *reinterpret_cast<const uint4 *>(attention_at(c.o, b.first + row0 + r, column));
+            uint4 y = *reinterpret_cast<const uint4 *>(attention_at(c.g, b.first + row0 + r, column));
+            sum = (dot_of_words(x.x, y.x) + dot_of_words(x.y, y.y)) + (dot_of_words(x.z, y.z) + dot_of_words(x.w, y.w));
+        }
+        for (int mask = LANES / 2; mask > 0; mask /= 2)
+            sum += shuffle_xor(sum, mask);
+        if (unit == 0) {
+            deltas[r] = sum;
+            if (row0 + r < b.length)
+                c.delta[(ptrdiff_t)(b.first + row0 + r) * c.heads + head] = sum;
+        }
+    }
+}
+
+/* Which query heads of a group a block takes: `each` (the last part maybe fewer), in `count` parts. */
+struct head_parts {
+    int32_t count, each;
+    float *work; /* (2: dk, dv; rows; kv_heads; count; size); NULL: one part */
+    int32_t rows;
+};
+
+/* As few parts as make 8 blocks of each key tile, but at least 2 query heads each, and none for groups below 4: a part
+ * costs writing and reading float gradients. */
+static inline void divide_heads(const struct attention_call *c, struct head_parts *ret)
+{
+    int32_t wanted = (8 + c->kv_heads - 1) / c->kv_heads;
+    ret->each = c->group;
+    if (c->group >= 4 && wanted > 1)
+        ret->each = (c->group + wanted - 1) / wanted > 2 ? (c->group + wanted - 1) / wanted : 2;
+    ret->count = (c->group + ret->each - 1) / ret->each;
+    ret->work = NULL;
+    ret->rows = 0;
+}
+
+enum { MAKE_DK = 1, MAKE_DV = 2 };
+
+/* Writes the warp's rows of a gradient as float sums of one part. x as above, of 16·M keys from key0. */
+template <int D, int M>
+DEVICE void write_part(const struct head_parts &parts, const struct attention_call &c, const struct attention_block &b,
+                       int32_t key0, int32_t head, int32_t part, bool is_dv, const float x[M][D / 8][4], float scale)
+{
+    int lane = (int)threadIdx.x % WARP;
+    ptrdiff_t row_values = (ptrdiff_t)c.kv_heads * parts.count * c.size;
+    float *to = parts.work + (is_dv ? parts.rows * row_values : 0) + (b.first + key0) * row_values +
+                (head * parts.count + part) * c.size;
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+#pragma unroll
+            for (int n = 0; n < D / 8; n++) {
+                int r = 16 * m + 8 * half + lane / 4, column = 8 * n + 2 * (lane % 4);
+                if (key0 + r < b.length && column < c.size)
+                    *reinterpret_cast<float2 *>(to + r * row_values + column) =
+                        make_float2(scale * x[m][n][2 * half], scale * x[m][n][2 * half + 1]);
+            }
+}
+
+/* --- attention_wgmma.cu: the same by products of groups of warps ----------------------------------------------- */
+
+/* Whether the calling thread's device takes these. Their sums have another order, so results other bits. */
+static inline bool attention_has_wgmma(void)
+{
+    return BUILT_FOR_WGMMA && device_capability() == 90;
+}
+
+/* parts->work set: leaves the parts' sums there. */
+void attention_wgmma_forward(stream_t s, const struct attention_call *call, int32_t tiles_max);
+void attention_wgmma_backward(stream_t s, const struct attention_call *call, const struct head_parts *parts,
+                              int32_t tiles_max);
 
 #endif

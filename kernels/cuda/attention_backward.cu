@@ -25,38 +25,6 @@ template <int D, int M, int KEYS> struct backward_q_memory {
     static const size_t bytes = (size_t)(2 * rows + 4 * KEYS) * D * sizeof(bf16) + rows * sizeof(float);
 };
 
-DEVICE float dot_of_words(uint32_t a, uint32_t b) /* of two bfloat16 each */
-{
-    return __uint_as_float(a << 16) * __uint_as_float(b << 16) +
-           __uint_as_float(a & 0xffff0000u) * __uint_as_float(b & 0xffff0000u);
-}
-
-/* delta of the warp's 16·M rows from row0 of the segment, to `deltas` in shared memory and to c.delta. */
-template <int D, int M>
-DEVICE void make_deltas(const struct attention_call &c, const struct attention_block &b, int32_t row0, int32_t head,
-                        float *deltas)
-{
-    const int LANES = D / 8, PASS = WARP / LANES; /* lanes a row; rows at once */
-    int lane = (int)threadIdx.x % WARP, unit = lane % LANES;
-#pragma unroll 4
-    for (int r = lane / LANES; r < 16 * M; r += PASS) {
-        float sum = 0;
-        if (row0 + r < b.length && unit < c.size / 8) {
-            int32_t column = head * c.size + unit * 8;
-            uint4 x = *reinterpret_cast<const uint4 *>(attention_at(c.o, b.first + row0 + r, column));
-            uint4 y = *reinterpret_cast<const uint4 *>(attention_at(c.g, b.first + row0 + r, column));
-            sum = (dot_of_words(x.x, y.x) + dot_of_words(x.y, y.y)) + (dot_of_words(x.z, y.z) + dot_of_words(x.w, y.w));
-        }
-        for (int mask = LANES / 2; mask > 0; mask /= 2)
-            sum += shuffle_xor(sum, mask);
-        if (unit == 0) {
-            deltas[r] = sum;
-            if (row0 + r < b.length)
-                c.delta[(ptrdiff_t)(b.first + row0 + r) * c.heads + head] = sum;
-        }
-    }
-}
-
 /* s becomes ds (without the scale): s·scale2 − lse2 is the exponent, dp has delta taken off already. */
 template <int M, int N>
 DEVICE void score_gradients(float s[M][N][4], const float dp[M][N][4], const float lse2[M][2], float scale2)
@@ -160,28 +128,6 @@ TEMPLATE_KERNEL LAUNCH_BOUNDS(ATTENTION_THREADS, D == 64 ? 3 : 2) attention_back
 
 /* --- dk and dv ------------------------------------------------------------------------------------------------- */
 
-/* Which query heads of a group a block takes: `each` (the last part maybe fewer), in `count` parts. */
-struct head_parts {
-    int32_t count, each;
-    float *work; /* (2: dk, dv; rows; kv_heads; count; size); NULL: one part */
-    int32_t rows;
-};
-
-/* As few parts as make 8 blocks of each key tile, but at least 2 query heads each, and none for groups below 4: a part
- * costs writing and reading float gradients. */
-static void divide_heads(const struct attention_call *c, struct head_parts *ret)
-{
-    int32_t wanted = (8 + c->kv_heads - 1) / c->kv_heads;
-    ret->each = c->group;
-    if (c->group >= 4 && wanted > 1)
-        ret->each = (c->group + wanted - 1) / wanted > 2 ? (c->group + wanted - 1) / wanted : 2;
-    ret->count = (c->group + ret->each - 1) / ret->each;
-    ret->work = NULL;
-    ret->rows = 0;
-}
-
-enum { MAKE_DK = 1, MAKE_DV = 2 };
-
 template <int D, int M, int QUERIES, int MAKE> struct backward_kv_memory {
     static const int rows = 16 * M * ATTENTION_WARPS;
     static const int fixed_rows = MAKE & MAKE_DK ? 2 * rows : rows; /* keys, and values where dk is made */
@@ -194,33 +140,19 @@ DEVICE void write_gradient(const struct head_parts &parts, const struct attentio
                            const struct attention_block &b, int32_t key0, int32_t head, int32_t part, bool is_dv,
                            const float x[M][D / 8][4], float scale, bf16 *tile, int row)
 {
-    int lane = (int)threadIdx.x % WARP;
-    if (!parts.work) {
-        struct rows to = is_dv ? c.dv : c.dk;
-        float factor[M][2];
-#pragma unroll
-        for (int m = 0; m < M; m++)
-            factor[m][0] = factor[m][1] = scale;
-        tile_store<D, M>(tile, row, x, factor); /* its rows of keys and values are this warp's alone */
-        warp_sync();
-        tile_write<D, M>(tile, row, attention_at(to, b.first + key0, head * c.size), to.stride, b.length - key0,
-                         c.size / 8);
+    if (parts.work) {
+        write_part<D, M>(parts, c, b, key0, head, part, is_dv, x, scale);
         return;
     }
-    ptrdiff_t row_values = (ptrdiff_t)c.kv_heads * parts.count * c.size;
-    float *to = parts.work + (is_dv ? parts.rows * row_values : 0) + (b.first + key0) * row_values +
-                (head * parts.count + part) * c.size;
+    struct rows to = is_dv ? c.dv : c.dk;
+    float factor[M][2];
 #pragma unroll
     for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-#pragma unroll
-            for (int n = 0; n < D / 8; n++) {
-                int r = 16 * m + 8 * half + lane / 4, column = 8 * n + 2 * (lane % 4);
-                if (key0 + r < b.length && column < c.size)
-                    *reinterpret_cast<float2 *>(to + r * row_values + column) =
-                        make_float2(scale * x[m][n][2 * half], scale * x[m][n][2 * half + 1]);
-            }
+        factor[m][0] = factor[m][1] = scale;
+    tile_store<D, M>(tile, row, x, factor); /* its rows of keys and values are this warp's alone */
+    warp_sync();
+    tile_write<D, M>(tile, row, attention_at(to, b.first + key0, head * c.size), to.stride, b.length - key0,
+                     c.size / 8);
 }
 
 /* grid: (parts, kv_heads, list entries · blocks an entry), of which the last entries, which are the first keys and seen
@@ -435,7 +367,9 @@ void attention_backward(stream_t s, enum tensor_type type, const struct attentio
         parts.work = static_cast<float *>(work);
         parts.rows = m;
     }
-    if (c.size <= 64) {
+    if (attention_has_wgmma()) {
+        attention_wgmma_backward(s, &c, &parts, tiles_max);
+    } else if (c.size <= 64) {
         launch_backward_q<64, 2, 64, 32>(s, &c, tiles_max);
         launch_backward_kv<64, 2, 64, 32, MAKE_DK | MAKE_DV>(s, &c, tiles_max, &parts);
     } else if (c.size <= 128) {

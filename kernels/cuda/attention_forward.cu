@@ -151,6 +151,8 @@ void attention_forward(stream_t s, enum tensor_type type, const struct attention
         return;
     if (type != TENSOR_BF16)
         attention_plain_forward(s, &c, tiles_max);
+    else if (attention_has_wgmma())
+        attention_wgmma_forward(s, &c, tiles_max);
     else if (c.size <= 64)
         launch_forward<64, 2, 64>(s, &c, tiles_max);
     else if (c.size <= 128)

@@ -4,6 +4,7 @@ set(cuda_sources
     attention_backward.cu
     attention_forward.cu
     attention_plain.cu
+    attention_wgmma.cu
     backend.cu
     decode.cu
     dequantise.cu
@@ -14,3 +15,8 @@ set(cuda_sources
     segments.cu
     serve.cu
     weights.cu)
+
+# cuda.h: the host may choose what only code for sm_90a has.
+if(CMAKE_CUDA_ARCHITECTURES MATCHES "90a")
+  add_compile_definitions($<$<COMPILE_LANGUAGE:CUDA>:CUDA_SM_90A>)
+endif()

@@ -362,16 +362,28 @@ static void test_independence(void)
     independence<float>(shape_of(2, 1, 16, 0));
 }
 
+static void test_bf16(void)
+{
+    test_sizes();
+    test_padded_sizes();
+    test_windows();
+    test_groups();
+    test_long();
+    test_empty();
+    test_no_lse();
+    test_independence();
+}
+
 int main(void)
 {
-    RUN(test_sizes);
-    RUN(test_padded_sizes);
-    RUN(test_windows);
-    RUN(test_groups);
-    RUN(test_long);
+#ifdef CUDA_SHIM
+    for (int capability : {80, 90}) { /* products of warps, and of groups of warps */
+        shim_capability(capability);
+        RUN(test_bf16);
+    }
+#else
+    RUN(test_bf16);
+#endif
     RUN(test_float);
-    RUN(test_empty);
-    RUN(test_no_lse);
-    RUN(test_independence);
     return check_report();
 }

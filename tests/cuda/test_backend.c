@@ -70,7 +70,8 @@ static void check_training(const struct golden *g, struct backend *be, int level
     int rc = train_new(&options, &tiny.model, &host, &train, &err);
     must(rc, &err);
     float *got = malloc(host.trained_count * sizeof *got), *first = malloc(host.trained_count * sizeof *first);
-    for (int repeat = 0; rc == 0 && repeat < 3; repeat++) { /* run, recorded, replayed */
+    /* Run, recorded, replayed; the shim records nothing. */
+    for (int repeat = 0; rc == 0 && repeat < (strstr(be->name, "shim") ? 1 : 3); repeat++) {
         train_run(train, &lora, &batch);
         for (int32_t e = 0; e < g->examples; e++) {
             CHECK_NEAR(train_loss(train, e), g->losses[e], tolerance);
@@ -242,7 +243,7 @@ static void check_batchmates(const struct lora_config *config, enum kernel_preci
     train_run(s.train, &s.lora, &s.batch);
     loss = train_loss(s.train, 0);
     gradient_of(&s, 0, alone);
-    for (int32_t place = 0; place < EXAMPLES; place++) {
+    for (int32_t place = 0; place < EXAMPLES; place += EXAMPLES / 2 - 1) {
         batch_clear(&s.batch);
         for (int32_t e = 0; e < EXAMPLES; e++) { /* other mates and other label counts at each place */
             if (e == place)
@@ -262,10 +263,9 @@ static void check_batchmates(const struct lora_config *config, enum kernel_preci
 
 static void test_bits_do_not_depend_on_batchmates(void)
 {
-    for (int level = 0; level <= 2; level++) {
+    for (int level = 0; level <= 2; level++)
         check_batchmates(&joint_all, KERNEL_BF16, level);
-        check_batchmates(&ffa_qv, KERNEL_BF16, level);
-    }
+    check_batchmates(&ffa_qv, KERNEL_BF16, 1);
     check_batchmates(&joint_all, KERNEL_F32, 0);
 }
 
@@ -525,7 +525,7 @@ static void check_answers(struct backend_cuda_options options, int32_t rows_max,
     converse(&a, want, want_scores);
     answers_release(&a);
     answers_init(&a, be, rows_max);
-    for (int repeat = 0; repeat < 2; repeat++) { /* recorded passes the second time */
+    for (int repeat = 0; repeat < (strstr(be->name, "shim") ? 1 : 2); repeat++) { /* recorded passes the second time */
         for (size_t i = 0; i < 2; i++)
             kv_cache_truncate(a.caches[i], 0);
         memset(got, 0, sizeof got);
@@ -543,10 +543,8 @@ static void check_answers(struct backend_cuda_options options, int32_t rows_max,
 static void test_answers(void)
 {
     check_answers((struct backend_cuda_options){.precision = KERNEL_F32}, 64, 1e-4);
-    check_answers((struct backend_cuda_options){.precision = KERNEL_F32}, 9, 1e-4); /* several passes */
-    check_answers((struct backend_cuda_options){.precision = KERNEL_F32, .eager = true}, 64, 1e-4);
+    check_answers((struct backend_cuda_options){.precision = KERNEL_F32, .eager = true}, 9, 1e-4); /* several passes */
     check_answers((struct backend_cuda_options){.precision = KERNEL_F32, .quantise_kv = true}, 64, 3e-2);
-    check_answers((struct backend_cuda_options){.precision = KERNEL_BF16}, 64, 5e-2);
     check_answers((struct backend_cuda_options){.precision = KERNEL_BF16, .quantise_kv = true}, 64, 7e-2);
 }
 

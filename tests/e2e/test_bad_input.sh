@@ -40,6 +40,15 @@ bad_job 'bad-job.yaml:8: .*epsilon' "a job's epsilon out of range" 's/epsilon: 8
 echo '{"sha256": "00"}' >"$work/card.json"
 bad_job 'model card' "not a model card" 's/model.json/card.json/'
 
+say "devices: a card that must be there, and is not, is exit 2 with the reason; auto goes on without"
+on_device() { # KIND: site-a's configuration with this device
+    printf 'device: {kind: %s}\n' "$1" | cat "$work/site-a.yaml" - >"$work/bad.yaml"
+}
+on_device quantum
+refused 2 'device.kind.*quantum.*cuda:N' "an unknown device" node bad eval --data "$work/site-a.jsonl" --base
+on_device cuda:99
+refused 2 'device.kind.*(without CUDA|no NVIDIA driver|no CUDA device)' "a card that is not there" node bad eval --data "$work/site-a.jsonl" --base
+
 say "enrolment: exit 6 and nothing stored"
 other=$(printf 'ab%.0s' $(seq 32))
 nothing_stored() { [ "$(find "$work/site-a" -type f | sort | xargs -n1 basename | tr '\n' ' ')" = "site.csr site.key " ]; }

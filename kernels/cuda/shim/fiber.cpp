@@ -221,7 +221,7 @@ struct machine {
     uint64_t random;
     struct group groups[WARPS_MAX / WARP_GROUP];
     struct writer writers[SHARED_MAX / 16];
-    float left[16][16], right[16][256], result[16][256]; /* of one warp's product */
+    float left[16][16], right[16][256]; /* of one warp's product */
 
     ~machine();
 };
@@ -834,16 +834,18 @@ static void run_product(struct machine *m, unsigned warp, int index)
 
     read_operands(m, warp, index);
     for (unsigned r = 0; r < 16; r++) {
-        for (int c = 0; c < p->columns; c++) {
-            const struct sums *s = sums[r % 8 * 4 + (unsigned)c % 8 / 2];
-            m->result[r][c] = p->add ? s->values[c / 8 * 4 + (int)r / 8 * 2 + c % 2] : 0;
+        struct sums **of_row = &sums[r % 8 * 4];
+        for (int n = 0; n < p->columns / 8; n++) {
+            float x[8] = {};
+            for (int i = 0; i < 8 && p->add; i++)
+                x[i] = of_row[i / 2]->values[n * 4 + (int)r / 8 * 2 + i % 2];
+            for (unsigned k = 0; k < 16; k++) {
+                for (int i = 0; i < 8; i++)
+                    x[i] += m->left[r][k] * m->right[k][8 * n + i];
+            }
+            for (int i = 0; i < 8; i++)
+                of_row[i / 2]->values[n * 4 + (int)r / 8 * 2 + i % 2] = x[i];
         }
-        for (unsigned k = 0; k < 16; k++) {
-            for (int c = 0; c < p->columns; c++)
-                m->result[r][c] += m->left[r][k] * m->right[k][c];
-        }
-        for (int c = 0; c < p->columns; c++)
-            sums[r % 8 * 4 + (unsigned)c % 8 / 2]->values[c / 8 * 4 + (int)r / 8 * 2 + c % 2] = m->result[r][c];
     }
     for (unsigned lane = 0; lane < LANES; lane++) {
         if (--sums[lane]->products > 0)
