@@ -433,12 +433,14 @@ static struct measured measure_steps(struct step *t, bool dp, int micro_batches)
     fill_batch(&t->batch, s, &t->state);
     for (int i = 0; i < 3; i++) /* run, record, replay */
         one_step(t);
-    for (int i = 0; i < s->steps; i++) {
+    const int steps =
+        (s->steps + micro_batches - 1) / micro_batches > 2 ? (s->steps + micro_batches - 1) / micro_batches : 3;
+    for (int i = 0; i < steps; i++) {
         const double start = now_seconds();
         one_step(t);
         times[i] = now_seconds() - start;
     }
-    const struct measured result = {median(times, s->steps), train_loss(t->train, 0), train_level(t->train),
+    const struct measured result = {median(times, steps), train_loss(t->train, 0), train_level(t->train),
                                     train_memory_bytes(t->train)};
     train_free(t->train);
     t->train = NULL;
@@ -499,14 +501,13 @@ static void bench_train(const struct settings *s, struct backend *be, const stru
     const struct measured *m = s->dp ? &on : &off;
     const double flops = flops_per_token(s, model, t.n);
     if (s->json) {
-        printf(
-            "{\"program\":\"bench_gpu\",\"kind\":\"train\",\"shape\":\"%s\",\"batch\":%d,\"tokens\":%d,\"rank\":%d,"
-            "\"labels\":\"%s\",\"dp\":\"%s\",\"base\":\"%s\",\"kept_quantised\":%s,\"steps\":%d,\"micro_batches\":%d,"
-            "\"level\":%d,\"step_ms\":%.3f,\"tokens_per_second\":%.1f,\"memory_bytes\":%zu,\"flops_per_token\":%.6e,"
-            "\"loss\":%.4f,\"gemm_tflops\":{\"peak\":%.1f,\"weighted\":%.1f}",
-            s->shape->name, s->batch, s->tokens, s->rank, s->labels, s->dp ? "on" : "off", s->base,
-            s->keep_quantised ? "true" : "false", s->steps, micro, m->level, 1e3 * m->seconds, rows / m->seconds,
-            m->bytes, flops, m->loss, c.peak / 1e12, c.weighted / 1e12);
+        printf("{\"program\":\"bench_gpu\",\"kind\":\"train\",\"shape\":\"%s\",\"batch\":%d,\"tokens\":%d,\"rank\":%d,"
+               "\"labels\":\"%s\",\"dp\":\"%s\",\"base\":\"%s%s\",\"steps\":%d,\"micro_batches\":%d,"
+               "\"level\":%d,\"step_ms\":%.3f,\"tokens_per_second\":%.1f,\"memory_bytes\":%zu,\"flops_per_token\":%.6e,"
+               "\"loss\":%.4f,\"gemm_tflops\":{\"peak\":%.1f,\"weighted\":%.1f}",
+               s->shape->name, s->batch, s->tokens, s->rank, s->labels, s->dp ? "on" : "off", s->base,
+               s->keep_quantised ? " kept" : "", s->steps, micro, m->level, 1e3 * m->seconds, rows / m->seconds,
+               m->bytes, flops, m->loss, c.peak / 1e12, c.weighted / 1e12);
         if (s->dp)
             printf(",\"tokens_per_second_without_dp\":%.1f", rows / off.seconds);
         printf("}\n");

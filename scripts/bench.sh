@@ -161,6 +161,8 @@ measure_shape() {
                 --rank 16 --labels all --dp $dp --base $base --steps "$steps" --json
         done
     done
+    measure 120 program=bench_gpu kind=train "shape=$shape" dp=off 'base=q4_1 kept' -- "${ours[@]}" "${size[@]}" \
+        --rank 16 --labels all --dp off --base q4_1 --keep-quantised --steps "$steps" --json
     for base in bf16 q4_1; do
         measure 120 program=bench_gpu kind=decode "shape=$shape" base=$base -- "${ours[@]}" --decode --shape "$shape" \
             --base $base --json

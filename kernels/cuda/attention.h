@@ -5,6 +5,8 @@
  * are cut into units of 16 bytes, and unit u of row r stands at u ^ (r % 8): the eight rows that ldmatrix reads at once
  * lie in different banks, and so do the eight that a warp writes.
  *
+ * What groups of warps multiply lies otherwise: attention_wgmma.h.
+ *
  * All blocks have 4 warps. A warp has 16·M rows of its own; what the other side of its products has streams by in
  * tiles of two stages, one being filled while the other is used.
  */

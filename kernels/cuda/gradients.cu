@@ -3,9 +3,10 @@
  * it costs is reading wide once (2·T·width bytes in bfloat16; 2·T·width·rank FLOPs are far below what the tensor cores
  * do in that time up to rank 64).
  *
- * A block makes 64 columns of wide by RANKS of thin for one segment. Rows come in stages of 64 through a ring in shared
- * memory; of each stage four pairs of warps take 16 rows each, and the four sums are added in order at the end. So the
- * order of a sum depends on the row's place within its segment alone. A segment's last stage is filled up with zeros.
+ * A block makes 64 columns of wide by up to 64 of thin for one segment. Rows come in stages of ROWS, which its warps
+ * take in turn: warp w takes stages w, w + SLICES, ... and sums them in registers, from a ring of its own in shared
+ * memory, so that no warp waits for another. The warps' sums are added in their order at the end. So the order of a sum
+ * depends on the row's place within its segment alone. A segment's last stage is filled up with zeros.
  *
  * The rank's columns may begin anywhere in their matrix: the 16-byte pieces that hold them are loaded whole, and the
  * columns before and behind become columns of the result that nobody stores.
@@ -13,18 +14,25 @@
 #include "kernels/cuda/blocks.h"
 #include "kernels/cuda/internal.h"
 
-#define THREADS 256
-#define TILE 64  /* columns of wide in a block */
-#define STAGE 64 /* rows in a stage */
-#define SLICES 4 /* parts of a stage, each summed by itself */
+#define TILE 64     /* columns of wide in a block */
+#define ROWS 16     /* in a stage */
+#define SLICES 4    /* warps of a block */
+#define THREADS 256 /* of the plain kernel */
+
+/* Chosen so that an SM has 12 to 16 warps, each with 8 KB of wide under way. */
+template <int PAIRS> constexpr int STAGES = PAIRS == 4 ? 4 : 5;
+
+template <int PAIRS> constexpr int BLOCKS = PAIRS == 1 ? 4 : PAIRS == 4 ? 2 : 3;
 
 /* A job as the kernels see it. */
 struct gradient_part {
     const void *wide, *thin; /* thin: at the 16-byte piece that holds the first rank column */
     int32_t wide_stride, thin_stride;
     int32_t width, rank;
-    int32_t shift;     /* columns between thin and the first of the rank */
-    bool wide_is_left; /* the result is (width, rank); else (rank, width) */
+    int32_t shift;        /* columns between thin and the first of the rank */
+    int32_t pairs;        /* thin is done in tiles of 16·pairs columns */
+    int32_t first, tiles; /* blocks: the job's first of all, and for one tile of thin */
+    bool wide_is_left;    /* the result is (width, rank); else (rank, width) */
     float scale;
     size_t offset;
 };
@@ -50,114 +58,203 @@ DEVICE int32_t segment_rows(const gradient_parts &parts, int32_t segment, int32_
     return parts.offsets[segment + 1] - *ret_first;
 }
 
+/* Sums of 64 columns of wide and 16·PAIRS of thin in a warp: [8 columns][16 of thin][the fragment of thinᵀ·wide]. */
+template <int PAIRS> struct tile_sums {
+    float at[8][PAIRS][4];
+};
+/* Which columns a lane's sums are: lane/4 = g, lane%4 = q. */
+DEVICE int sum_half(int j, int)
+{
+    return j / 4;
+}
+
+DEVICE int sum_column(int q, int j, int c) /* within its half */
+{
+    return j % 4 * 8 + q * 2 + c % 2;
+}
+
+template <int PAIRS> DEVICE int sum_rank(int g, int p, int c)
+{
+    return p * 16 + c / 2 * 8 + g;
+}
+
 /* Where piece `piece` (8 values) of row t is in a tile of PIECES pieces a row: mixed so that 8 rows of one piece lie in
- * different banks. */
+ * different banks (of 6 pieces: in half of them). */
 template <int PIECES> DEVICE int tile_at(int t, int piece)
 {
-    return (t * PIECES + (piece ^ (t / (8 / PIECES) & (PIECES - 1)))) * 8;
+    if constexpr (PIECES == 6)
+        return (t * PIECES + piece) * 8;
+    else
+        return (t * PIECES + (piece ^ (t / (8 / PIECES) & (PIECES - 1)))) * 8;
 }
 
-/* tile (STAGE, 8·PIECES) = rows [0, rows) of from, columns [column, ...) as far as there are any below width. */
-template <int PIECES>
-DEVICE void load_tile(bf16 *tile, const bf16 *from, int32_t stride, int32_t rows, int32_t column, int32_t width)
+template <int PAIRS> constexpr int STAGE_VALUES = (64 + 16 * PAIRS) * ROWS;
+template <int PAIRS> constexpr size_t RING_BYTES = (size_t)SLICES *STAGES<PAIRS> *STAGE_VALUES<PAIRS> * sizeof(bf16);
+
+/* The warp's sums over stages slice, slice + SLICES, ... of ROWS rows. thin_width: columns from thin on. ring: the
+ * block's; each warp has its own part, so that only warps wait. */
+template <int PAIRS>
+DEVICE void sum_rows(const gradient_part &part, const bf16 *wide, const bf16 *thin, int32_t rows, int32_t column,
+                     int32_t thin_width, int slice, bf16 *ring, tile_sums<PAIRS> &sums)
 {
-    for (int i = (int)threadIdx.x; i < STAGE * PIECES; i += THREADS) {
-        int t = i / PIECES, piece = i % PIECES, at = column + piece * 8;
-        bool there = t < rows && at < width;
-        async_copy_16(tile + tile_at<PIECES>(t, piece), there ? from + (ptrdiff_t)t * stride + at : from,
-                      there ? 16 : 0);
-    }
-}
+    const int pieces = PAIRS * 2, stages = STAGES<PAIRS>;
+    int lane = (int)threadIdx.x % WARP;
+    ring += (int)threadIdx.x / WARP * stages * STAGE_VALUES<PAIRS>;
+    const int32_t wide_stride = part.wide_stride, thin_stride = part.thin_stride;
+    int32_t at = column + lane % 8 * 8, first = slice * ROWS;
+    wide += at < part.width ? at : part.width - 8; /* columns past the end are summed and not stored */
+    wide += (ptrdiff_t)(first + lane / 8) * wide_stride;
+    thin += (ptrdiff_t)first * thin_stride;
+    const ptrdiff_t wide_step = (ptrdiff_t)SLICES * ROWS * wide_stride;
+    const ptrdiff_t thin_step = (ptrdiff_t)SLICES * ROWS * thin_stride;
 
-template <int RANKS> struct gradient_memory {
-    static const int stages = RANKS == 64 ? 5 : 6;
-    static const int stage_values = STAGE * (TILE + RANKS);
-    static const size_t bytes = (size_t)stages * stage_values * sizeof(bf16);
-};
-
-/* grid: (tiles of wide · jobs, segments, tiles of thin). */
-template <int RANKS> TEMPLATE_KERNEL LAUNCH_BOUNDS(THREADS, 2) gradients_tiles(const gradient_parts parts)
-{
-    typedef gradient_memory<RANKS> memory;
-    const int stages = memory::stages, pairs = RANKS / 16;
-    DYNAMIC_SHARED(bf16, shared);
-    const gradient_part &part = parts.part[blockIdx.x % (unsigned)parts.count];
-    int32_t column = (int32_t)(blockIdx.x / (unsigned)parts.count) * TILE, thin_column = (int32_t)blockIdx.z * RANKS;
-    int32_t thin_width = part.shift + part.rank, first, rows = segment_rows(parts, (int32_t)blockIdx.y, &first);
-    if (column >= part.width || thin_column >= thin_width || rows == 0)
-        return;
-
-    const bf16 *wide = static_cast<const bf16 *>(part.wide) + (ptrdiff_t)first * part.wide_stride;
-    const bf16 *thin = static_cast<const bf16 *>(part.thin) + (ptrdiff_t)first * part.thin_stride;
-    int32_t steps = (rows + STAGE - 1) / STAGE;
-    auto load = [&](int32_t step) {
-        if (step < steps) {
-            bf16 *tile = shared + step % stages * memory::stage_values;
-            int32_t at = step * STAGE;
-            load_tile<TILE / 8>(tile, wide + (ptrdiff_t)at * part.wide_stride, part.wide_stride, rows - at, column,
-                                part.width);
-            load_tile<RANKS / 8>(tile + STAGE * TILE, thin + (ptrdiff_t)at * part.thin_stride, part.thin_stride,
-                                 rows - at, thin_column, thin_width);
+    int32_t left = rows - first; /* rows from the next stage to load on */
+    auto load = [&](int stage) {
+        bf16 *tile = ring + stage * STAGE_VALUES<PAIRS>;
+        if (left > 0) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int t = lane / 8 + i * 4;
+                async_copy_16(tile + tile_at<8>(t, lane % 8), t < left ? wide + (ptrdiff_t)(i * 4) * wide_stride : wide,
+                              t < left ? 16 : 0);
+            }
+#pragma unroll
+            for (int i = 0; i < PAIRS; i++) {
+                int t = (i * WARP + lane) / pieces, piece = (i * WARP + lane) % pieces;
+                bool there = t < left && piece * 8 < thin_width;
+                async_copy_16(tile + ROWS * 64 + tile_at<pieces>(t, piece),
+                              there ? thin + (ptrdiff_t)t * thin_stride + piece * 8 : thin, there ? 16 : 0);
+            }
+            left -= SLICES * ROWS;
+            wide += wide_step;
+            thin += thin_step;
         }
         async_commit();
     };
-
-    int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
-    int half = warp % 2, slice = warp / 2; /* the warp's 32 columns of wide; its rows of a stage */
-    int wide_t = slice * 16 + (lane & 7) + (lane >> 4) * 8, wide_piece = half * 4 + (lane >> 3 & 1);
-    int thin_t = slice * 16 + (lane & 15), thin_piece = lane >> 4;
-    float sum[2][pairs * 2][4] = {}; /* 16 columns of wide; 8 of thin; the fragment */
-
-    for (int32_t step = 0; step < stages - 1; step++)
-        load(step);
-    for (int32_t step = 0; step < steps; step++) {
+#pragma unroll
+    for (int d = 0; d < stages - 1; d++)
+        load(d);
+    int stage = 0;
+    for (int32_t t0 = first; t0 < rows; t0 += SLICES * ROWS) {
         async_wait<stages - 2>();
-        block_sync();
-        load(step + stages - 1);
-        const bf16 *tile = shared + step % stages * memory::stage_values;
-        uint32_t a[2][4];
-        for (int i = 0; i < 2; i++)
-            ldmatrix_x4_transposed(a[i], tile + tile_at<TILE / 8>(wide_t, wide_piece + i * 2));
-        for (int j = 0; j < pairs; j++) {
+        warp_sync();
+        load(stage == 0 ? stages - 1 : stage - 1);
+        const bf16 *tile = ring + stage * STAGE_VALUES<PAIRS>;
+        stage = stage == stages - 1 ? 0 : stage + 1;
+        uint32_t a[PAIRS][4];
+        for (int p = 0; p < PAIRS; p++)
+            ldmatrix_x4_transposed(a[p], tile + ROWS * 64 +
+                                             tile_at<pieces>((lane & 7) + (lane >> 4) * 8, p * 2 + (lane >> 3 & 1)));
+        for (int i = 0; i < 4; i++) {
             uint32_t b[4];
-            ldmatrix_x4_transposed(b, tile + STAGE * TILE + tile_at<RANKS / 8>(thin_t, thin_piece + j * 2));
-            for (int i = 0; i < 2; i++) {
-                mma_16816(sum[i][j * 2], a[i], b);
-                mma_16816(sum[i][j * 2 + 1], a[i], b + 2);
+            ldmatrix_x4_transposed(b, tile + tile_at<8>(lane & 15, i * 2 + (lane >> 4)));
+            for (int p = 0; p < PAIRS; p++) {
+                mma_16816(sums.at[i * 2][p], a[p], b);
+                mma_16816(sums.at[i * 2 + 1][p], a[p], b + 2);
             }
         }
     }
     async_wait<0>();
     block_sync();
+}
 
-    /* The slices' sums side by side, rows of the result padded by 4 against bank conflicts. */
+/* Sums of a half of the tile in shared memory; rows padded against bank conflicts. */
+template <int PAIRS> constexpr int BY_WIDTH_PITCH = 16 * PAIRS + 1;
+constexpr int BY_RANK_PITCH = 33;
+template <int PAIRS>
+constexpr int SLICE_VALUES =
+    32 * BY_WIDTH_PITCH<PAIRS> > 16 * PAIRS *BY_RANK_PITCH ? 32 * BY_WIDTH_PITCH<PAIRS> : 16 * PAIRS *BY_RANK_PITCH;
+
+template <int PAIRS> constexpr size_t tile_bytes()
+{
+    const size_t sums = (size_t)SLICES * SLICE_VALUES<PAIRS> * sizeof(float);
+    const size_t own = RING_BYTES<PAIRS> > sums ? RING_BYTES<PAIRS> : sums;
+    if constexpr (PAIRS == 1)
+        return own;
+    else
+        return own > tile_bytes<PAIRS - 1>() ? own : tile_bytes<PAIRS - 1>();
+}
+
+template <int PAIRS> DEVICE void sum_tile(const gradient_parts &parts, const gradient_part &part, void *shared)
+{
+    const int ranks = PAIRS * 16, count = ranks / SLICES; /* values of a half that a thread stores */
+    static_assert(ranks % SLICES == 0, "each thread stores the same number of values");
+    int32_t item = (int32_t)blockIdx.x - part.first, first, rows = segment_rows(parts, (int32_t)blockIdx.y, &first);
+    if (rows == 0)
+        return;
+    int lane = (int)threadIdx.x % WARP, slice = (int)threadIdx.x / WARP;
+    int32_t column = item % part.tiles * 64, thin_column = item / part.tiles * ranks;
+    const bf16 *wide = static_cast<const bf16 *>(part.wide) + (ptrdiff_t)first * part.wide_stride;
+    const bf16 *thin = static_cast<const bf16 *>(part.thin) + (ptrdiff_t)first * part.thin_stride + thin_column;
+    tile_sums<PAIRS> sums = {};
+    sum_rows<PAIRS>(part, wide, thin, rows, column, part.shift + part.rank - thin_column, slice,
+                    static_cast<bf16 *>(shared), sums);
+
     bool by_width = part.wide_is_left;
-    const int pitch_width = RANKS + 4, pitch_rank = TILE + 4;
-    const int slice_values = TILE * pitch_width > RANKS * pitch_rank ? TILE * pitch_width : RANKS * pitch_rank;
-    static_assert((size_t)SLICES * slice_values * sizeof(float) <= memory::bytes, "the ring's memory holds the sums");
-    float *sums = reinterpret_cast<float *>(shared), *own = sums + slice * slice_values;
-    for (int i = 0; i < 2; i++) {
-        for (int j = 0; j < pairs * 2; j++) {
-            for (int k = 0; k < 4; k++) {
-                int n = half * 32 + i * 16 + lane / 4 + k / 2 * 8, r = j * 8 + lane % 4 * 2 + k % 2;
-                own[by_width ? n * pitch_width + r : r * pitch_rank + n] = sum[i][j][k];
+    float *to = parts.base + (size_t)blockIdx.y * parts.stride + part.offset;
+    /* Where the thread's value k is in the result; NULL: nowhere. */
+    auto place = [&](int half, int k) {
+        int i = k * SLICES * WARP + (int)threadIdx.x;
+        int32_t n = column + half * 32 + (by_width ? i / ranks : i % 32);
+        int32_t r = thin_column - part.shift + (by_width ? i % ranks : i / 32);
+        if (n >= part.width || r < 0 || r >= part.rank)
+            return static_cast<float *>(NULL);
+        return to + (by_width ? (size_t)n * part.rank + r : (size_t)r * part.width + n);
+    };
+    float *tile = static_cast<float *>(shared);
+    float *own = tile + slice * SLICE_VALUES<PAIRS>;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float old[count]; /* asked for all at once */
+#pragma unroll
+        for (int k = 0; k < count; k++) {
+            const float *at = place(half, k);
+            old[k] = at ? *at : 0;
+        }
+        for (int j = 0; j < 8; j++) {
+            for (int p = 0; p < PAIRS; p++) {
+                for (int c = 0; c < 4; c++) {
+                    int n = sum_column(lane % 4, j, c), r = sum_rank<PAIRS>(lane / 4, p, c);
+                    if (sum_half(j, c) == half)
+                        own[by_width ? n * BY_WIDTH_PITCH<PAIRS> + r : r * BY_RANK_PITCH + n] = sums.at[j][p][c];
+                }
             }
         }
+        block_sync();
+#pragma unroll
+        for (int k = 0; k < count; k++) {
+            int i = k * SLICES * WARP + (int)threadIdx.x;
+            const float *from =
+                tile + (by_width ? i / ranks * BY_WIDTH_PITCH<PAIRS> + i % ranks : i / 32 * BY_RANK_PITCH + i % 32);
+            float total = from[0];
+            for (int s = 1; s < SLICES; s++)
+                total += from[s * SLICE_VALUES<PAIRS>];
+            float *at = place(half, k);
+            if (at)
+                *at = fmaf(part.scale, total, old[k]);
+        }
+        if (half == 0)
+            block_sync();
     }
-    block_sync();
-    float *to = parts.base + (size_t)blockIdx.y * parts.stride + part.offset;
-    for (int i = (int)threadIdx.x; i < TILE * RANKS; i += THREADS) {
-        int n = by_width ? i / RANKS : i % TILE, r = by_width ? i % RANKS : i / TILE;
-        int32_t at = column + n, rank_at = thin_column + r - part.shift;
-        if (at >= part.width || rank_at < 0 || rank_at >= part.rank)
-            continue;
-        const float *from = sums + (by_width ? n * pitch_width + r : r * pitch_rank + n);
-        float total = from[0];
-        for (int s = 1; s < SLICES; s++)
-            total += from[s * slice_values];
-        float *out = to + (by_width ? (size_t)at * part.rank + rank_at : (size_t)rank_at * part.width + at);
-        *out = fmaf(part.scale, total, *out);
-    }
+}
+
+/* grid: (items, segments). MOST: the largest of the jobs' pairs. */
+template <int MOST>
+TEMPLATE_KERNEL LAUNCH_BOUNDS(SLICES *WARP, BLOCKS<MOST>) gradients_tiles(const gradient_parts parts)
+{
+    DYNAMIC_SHARED(float, shared);
+    int32_t job = 0;
+    while (job + 1 < parts.count && (int32_t)blockIdx.x >= parts.part[job + 1].first)
+        job++;
+    const gradient_part &part = parts.part[job];
+    if (MOST == 1 || part.pairs == 1)
+        sum_tile<1>(parts, part, shared);
+    else if (MOST == 2 || part.pairs == 2)
+        sum_tile<(MOST < 2 ? 1 : 2)>(parts, part, shared);
+    else if (MOST == 3 || part.pairs == 3)
+        sum_tile<(MOST < 3 ? 1 : 3)>(parts, part, shared);
+    else
+        sum_tile<(MOST < 4 ? 1 : 4)>(parts, part, shared);
 }
 
 /* The same in order of the rows, for float32 and for matrices whose rows are not aligned: a thread makes one column of
@@ -238,23 +335,39 @@ static int32_t ceil_divide(int32_t a, int32_t b)
     return (a + b - 1) / b;
 }
 
-static dim3 grid_of(const struct gradient_parts *parts, int32_t segments_max, int32_t ranks)
+static dim3 grid_of(const struct gradient_parts *parts, int32_t segments_max)
 {
     int32_t width = 0, thin = 0;
     for (int32_t i = 0; i < parts->count; i++) {
         const struct gradient_part *part = &parts->part[i];
         width = part->width > width ? part->width : width;
-        thin = part->shift + part->rank > thin ? part->shift + part->rank : thin;
+        thin = part->rank > thin ? part->rank : thin;
     }
     return dim3((unsigned)(ceil_divide(width, TILE) * parts->count), parts->stride ? (unsigned)segments_max : 1u,
-                (unsigned)ceil_divide(thin, ranks));
+                (unsigned)ceil_divide(thin, THREADS / TILE * 4));
 }
 
-template <int RANKS> static void launch_tiles(stream_t s, const struct gradient_parts *parts, int32_t segments_max)
+template <int MOST> static void launch_tiles(stream_t s, struct gradient_parts *parts, int32_t segments_max)
 {
-    dim3 grid = grid_of(parts, segments_max, RANKS);
-    auto kernel = gradients_tiles<RANKS>;
-    LAUNCH(kernel, grid, THREADS, gradient_memory<RANKS>::bytes, s, *parts);
+    int32_t items = 0;
+    for (int32_t i = 0; i < parts->count; i++) {
+        struct gradient_part *part = &parts->part[i];
+        part->first = items;
+        part->tiles = ceil_divide(part->width, TILE);
+        items += part->tiles * ceil_divide(part->shift + part->rank, part->pairs * 16);
+    }
+    dim3 grid((unsigned)items, parts->stride ? (unsigned)segments_max : 1u);
+    auto kernel = gradients_tiles<MOST>;
+    LAUNCH(kernel, grid, SLICES * WARP, tile_bytes<MOST>(), s, *parts);
+}
+
+/* Adds a job behind those of at least its pairs: the longest blocks start first. */
+static void list_part(struct gradient_parts *parts, struct gradient_part part)
+{
+    int32_t i = parts->count++;
+    for (; i > 0 && parts->part[i - 1].pairs < part.pairs; i--)
+        parts->part[i] = parts->part[i - 1];
+    parts->part[i] = part;
 }
 
 void gradients_add(stream_t s, enum tensor_type type, int32_t count, const struct gradient_job *jobs,
@@ -268,27 +381,27 @@ void gradients_add(stream_t s, enum tensor_type type, int32_t count, const struc
     tiles.base = base;
     tiles.stride = stride;
     plain = tiles;
-    int32_t thin = 0;
     for (int32_t i = 0; i < count; i++) {
         struct gradient_part part;
         bool suits = plan_job(type, &jobs[i], &part);
         if (part.width == 0 || part.rank == 0)
             continue;
-        struct gradient_parts *parts = suits ? &tiles : &plain;
-        parts->part[parts->count++] = part;
-        if (suits && part.shift + part.rank > thin)
-            thin = part.shift + part.rank;
+        int32_t pairs = ceil_divide(part.shift + part.rank, 16);
+        part.pairs = pairs < 4 ? pairs : 4;
+        list_part(suits ? &tiles : &plain, part);
     }
     if (segments_max <= 0)
         return;
-    if (tiles.count && thin <= 16)
-        launch_tiles<16>(s, &tiles, segments_max);
-    else if (tiles.count && thin <= 32)
-        launch_tiles<32>(s, &tiles, segments_max);
-    else if (tiles.count)
-        launch_tiles<64>(s, &tiles, segments_max);
+    if (tiles.count) {
+        int32_t most = tiles.part[0].pairs;
+        auto launch = most == 1   ? launch_tiles<1>
+                      : most == 2 ? launch_tiles<2>
+                      : most == 3 ? launch_tiles<3>
+                                  : launch_tiles<4>;
+        launch(s, &tiles, segments_max);
+    }
     if (plain.count) {
-        dim3 grid = grid_of(&plain, segments_max, THREADS / TILE * 4);
+        dim3 grid = grid_of(&plain, segments_max);
         auto kernel = type == TENSOR_F32 ? gradients_plain<float> : gradients_plain<bf16>;
         LAUNCH(kernel, grid, THREADS, 0, s, plain);
     }

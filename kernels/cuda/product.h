@@ -44,5 +44,6 @@ void products_free(struct products *p);
  * every m from then on: so a row of c has the same bits whatever m is. Returns 0 or a negative ERR_ code (nothing is
  * enqueued then). */
 int product_run(struct products *p, stream_t s, const struct product *product);
+const char *products_failure(const struct products *p); /* what failed last, for a message */
 
 #endif

@@ -25,6 +25,7 @@ struct products {
     struct device_mark *start, *end;
     int32_t count, room;
     struct choice *choices;
+    char failure[128];
 };
 
 struct products *products_new(enum tensor_type type, bool tune, struct error *err)
@@ -143,6 +144,23 @@ static bool splits(const cublasLtMatmulAlgo_t *algorithm)
            split > 1;
 }
 
+/* Whether an algorithm takes other numbers of rows than the one it was proposed for. */
+static bool suits_all_rows(const struct products *p, const struct product *x, const cublasLtMatmulAlgo_t *algorithm)
+{
+    static const int32_t rows[] = {9, 17, 64, 100, 1024, 16384};
+    bool suits = true;
+    for (size_t i = 0; suits && i < ARRAY_LEN(rows); i++) {
+        struct layouts l;
+        cublasLtMatmulHeuristicResult_t result;
+        suits = layouts_init(&l, p, x, rows[i]) &&
+                cublasLtMatmulAlgoCheck(p->handle, l.operation, l.first, l.second, l.result, l.result, algorithm,
+                                        &result) == CUBLAS_STATUS_SUCCESS &&
+                result.workspaceSize <= WORKSPACE_BYTES;
+        layouts_release(&l);
+    }
+    return suits;
+}
+
 /* The best of what the library proposes: its own first, or the one that is fastest now. An accumulating product cannot
  * be repeated, so it takes the first. */
 static int pick(struct products *p, stream_t s, const struct product *x, const struct layouts *l,
@@ -151,7 +169,7 @@ static int pick(struct products *p, stream_t s, const struct product *x, const s
     float least = INFINITY;
     int best = -1;
     for (int i = 0; i < count; i++) {
-        if (found[i].state != CUBLAS_STATUS_SUCCESS || splits(&found[i].algo))
+        if (found[i].state != CUBLAS_STATUS_SUCCESS || splits(&found[i].algo) || !suits_all_rows(p, x, &found[i].algo))
             continue;
         if (!p->tune || x->beta != 0)
             return i;
@@ -211,19 +229,27 @@ static const struct choice *choose(struct products *p, stream_t s, const struct 
     return c;
 }
 
+const char *products_failure(const struct products *p)
+{
+    return p->failure;
+}
+
 int product_run(struct products *p, stream_t s, const struct product *x)
 {
     struct layouts l;
-    int rc = ERR_FAILED;
+    const char *why = "no memory";
     if (x->m == 0 || x->n == 0)
         return 0;
     if (layouts_init(&l, p, x, x->m)) {
         const struct choice *c = find(p, x);
         if (!c)
             c = choose(p, s, x, &l);
-        if (c && multiply(p, s, x, &l, &c->algorithm) == CUBLAS_STATUS_SUCCESS)
-            rc = 0;
+        const cublasStatus_t status = c ? multiply(p, s, x, &l, &c->algorithm) : CUBLAS_STATUS_NOT_SUPPORTED;
+        why = status == CUBLAS_STATUS_SUCCESS ? NULL : c ? cublasLtGetStatusName(status) : "no way to compute it";
     }
     layouts_release(&l);
-    return rc;
+    if (!why)
+        return 0;
+    snprintf(p->failure, sizeof p->failure, "a matrix product of %d x %d x %d (%s)", x->m, x->n, x->k, why);
+    return ERR_FAILED;
 }

@@ -267,7 +267,7 @@ static void multiply(struct cuda *c, int32_t m, int32_t n, int32_t k, struct row
     x.c_type = c->base.element;
     const int rc = product_run(c->products, c->stream, &x);
     if (rc < 0)
-        cuda_latch(c, rc, "a matrix product");
+        cuda_latch(c, rc, products_failure(c->products));
 }
 
 static void lora_down_with(struct cuda *c, const struct linear_group *g, int32_t rank, int32_t m, struct rows x,
@@ -306,7 +306,7 @@ static void serve_lora(struct cuda *c, const struct linear_group *g, const struc
     multiply(c, m, p->out_total, columns, h, b.at, b.stride, true, 1, y);
 }
 
-/* Answering, few rows: each matrix is read once, as it is stored. */
+/* Answering, few rows: each matrix is read once. The dense copy is read faster than quantised blocks are decoded. */
 static void serve_few(struct cuda *c, const struct linear_group *g, const struct group_lora *lora, int32_t m,
                       struct rows x, const struct rows y[])
 {
@@ -314,7 +314,7 @@ static void serve_few(struct cuda *c, const struct linear_group *g, const struct
     const size_t stride_bytes = (size_t)p->stride * element_bytes(c);
     const int32_t rank = group_stacked_rank(g, lora);
     float *hidden = static_cast<float *>(c->hidden.at);
-    if (p->given[0].at) {
+    if (!p->matrix) {
         for (int32_t i = 0; i < g->count; i++)
             decode_linear(c->stream, c->base.element, m, g->out[i], g->in, p->given[i].type, p->given[i].at,
                           p->given[i].row_bytes, x, y[i], NULL);
@@ -451,7 +451,7 @@ void cuda_logits(struct backend *be, const struct linear_group *head, int32_t m,
     float *to = static_cast<float *>(c->logits.at);
     const size_t bytes = (size_t)m * (size_t)head->out[0] * sizeof(float);
     assert(m <= KERNEL_DECODE_ROWS && bytes <= c->logits.bytes);
-    if (given->at)
+    if (!p->matrix)
         decode_linear(c->stream, c->base.element, m, head->out[0], head->in, given->type, given->at, given->row_bytes,
                       x, none, to);
     else

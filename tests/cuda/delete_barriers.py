@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Deletes each barrier of the CUDA kernels in turn and demands that a test notices.
 
-Every block_sync(), warp_sync() and async_wait<N>() of kernels/cuda/*.cu and *.h is built into one program such that
-DELETED_BARRIER=n in the environment makes the n-th do nothing. The file's test then runs under the shim in four orders
-of the threads until one run fails: a wrong result, an abort, a crash or no end. A barrier whose deletion no run notices
-must stand in redundant_barriers.txt with a reason:
+Every block_sync(), warp_sync(), async_wait<N>(), proxy_fence() and wgmma_fence, wgmma_commit and wgmma_wait of
+kernels/cuda/*.cu and *.h is built into one program such that DELETED_BARRIER=n in the environment makes the n-th do
+nothing. The file's test then runs under the shim in four orders of the threads until one run fails: a wrong result, an
+abort, a crash or no end. A barrier whose deletion no run notices must stand in redundant_barriers.txt with a reason:
 
     FILE FUNCTION N  reason ...        N: the how-manieth barrier of that function of that file, from 1
 
@@ -25,7 +25,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ORDERS = ["forward", "reverse", "seed:1", "seed:2"]
-BARRIER = re.compile(r"\b(block_sync|warp_sync)\(\)|\basync_wait<[^<>;]*>\(\)")
+BARRIER = re.compile(r"\b(block_sync|warp_sync|proxy_fence|wgmma_commit)\(\)|\bwgmma_fence\([^()]*\)|"
+                     r"\b(async|wgmma)_wait<[^<>;]*>\([^()]*\)")
 C_SOURCES = [
     "base/error.c",
     *(f"kernels/cpu/{name}.c"

@@ -377,7 +377,7 @@ static void test_bf16(void)
 int main(void)
 {
 #ifdef CUDA_SHIM
-    for (int capability : {80, 90}) { /* products of warps, and of groups of warps */
+    for (int capability : {90, 80}) { /* products of groups of warps, and of warps */
         shim_capability(capability);
         RUN(test_bf16);
     }

@@ -358,9 +358,7 @@ static void test_products(void)
     product_case<float>(8, 8, 8, false, true, 0.5f, TENSOR_F32);
 }
 
-#ifdef CUDA_SHIM
-
-/* --- the shim: a forgotten barrier shows ------------------------------------------------------------------------- */
+/* --- products of a group of warps --------------------------------------------------------------------------------- */
 
 enum mistake {
     NO_MISTAKE,
@@ -372,8 +370,107 @@ enum mistake {
     NO_WARP_SYNC_BEFORE_READ,
     NO_WARP_SYNC_BEFORE_WRITE,
     NO_WARP_SYNC_BEFORE_LDMATRIX,
+    NO_PROXY_FENCE,
+    NO_WGMMA_FENCE,
+    NO_WGMMA_COMMIT,
+    NO_WGMMA_WAIT,
+    WGMMA_WAIT_FOR_TOO_FEW,
+    OPERAND_CHANGED,
+    REGISTER_CHANGED,
     MISTAKES
 };
+
+/* out (128 rows, 128) = (a·bᵀ rounded)·b for a (128, 128), b (64, 128): two groups, two panels. */
+KERNEL multiply_twice(enum mistake mistake, const bf16 *a, const bf16 *b, float *out)
+{
+#if HAVE_WGMMA
+    DYNAMIC_SHARED(bf16, shared); /* panels: a (2, 128, 64), b (2, 64, 64) */
+    bf16 *bs = shared + 128 * 128;
+    int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP, group = shuffle(warp / WARP_GROUP, 0);
+    for (int i = (int)threadIdx.x; i < 192 * 16; i += 256) {
+        int row = i / 16, unit = i % 16, r = row < 128 ? row : row - 128, rows = row < 128 ? 128 : 64;
+        bf16 *to = row < 128 ? shared : bs;
+        async_copy_16(to + unit / 8 * rows * 64 + r * 64 + (unit % 8 ^ r % 8) * 8,
+                      (row < 128 ? a : b) + r * 128 + unit * 8, 16);
+    }
+    async_commit();
+    async_wait<0>();
+    if (mistake != NO_PROXY_FENCE)
+        proxy_fence();
+    block_sync();
+    float s[8][4], x[16][4] = {};
+    uint32_t p[4][4];
+    uint64_t ma = wgmma_matrix(shared + group * 64 * 64, 128 * 128), mb = wgmma_matrix(bs, 64 * 128);
+    if (mistake != NO_WGMMA_FENCE)
+        wgmma_fence();
+    for (int k = 0; k < 8; k++)
+        wgmma_shared<64>(s, ma + (k / 4 * 1024 + k % 4 * 2), mb + (k / 4 * 512 + k % 4 * 2), k > 0);
+    if (mistake != NO_WGMMA_COMMIT)
+        wgmma_commit();
+    if (mistake == OPERAND_CHANGED && threadIdx.x == 255)
+        shared[128 * 128 - 1].bits ^= 1;
+    if (mistake == WGMMA_WAIT_FOR_TOO_FEW)
+        wgmma_wait<1>(s);
+    else if (mistake != NO_WGMMA_WAIT)
+        wgmma_wait<0>(s);
+    for (int k = 0; k < 4; k++)
+        for (int i = 0; i < 4; i++)
+            p[k][i] = bf16_pack(s[2 * k + i / 2][i % 2 * 2], s[2 * k + i / 2][i % 2 * 2 + 1]);
+    wgmma_fence(p, x);
+    for (int k = 0; k < 4; k++)
+        wgmma_registers<128>(x, p[k], mb + k * 128);
+    wgmma_commit();
+    if (mistake == REGISTER_CHANGED)
+        p[3][3] ^= 0x4000;
+    wgmma_wait<0>(x);
+    for (int n = 0; n < 16; n++)
+        for (int e = 0; e < 4; e++)
+            out[(warp * 16 + lane / 4 + e / 2 * 8) * 128 + n * 8 + lane % 4 * 2 + e % 2] = x[n][e];
+#else
+    (void)mistake, (void)a, (void)b, (void)out;
+    trap();
+#endif
+}
+
+#define MULTIPLY_TWICE_SHARED (192 * 128 * sizeof(bf16))
+
+/* Whether the result is right. */
+static bool run_multiply_twice(enum mistake mistake)
+{
+    device_array<bf16> a(128 * 128), b(64 * 128);
+    device_array<float> out(128 * 128);
+    static float want[128 * 128];
+    a.fill_uniform();
+    b.fill_uniform();
+    out.poison();
+    LAUNCH(multiply_twice, 1, 256, MULTIPLY_TWICE_SHARED, stream, mistake, a.dev, b.dev, out.dev);
+    out.get();
+    for (int i = 0; i < 128; i++) {
+        float scores[64];
+        for (int j = 0; j < 64; j++) {
+            float sum = 0;
+            for (int k = 0; k < 128; k++)
+                sum += host_float(a[i * 128 + k]) * host_float(b[j * 128 + k]);
+            scores[j] = host_float(host_bf16(sum));
+        }
+        for (int j = 0; j < 128; j++) {
+            want[i * 128 + j] = 0;
+            for (int k = 0; k < 64; k++)
+                want[i * 128 + j] += scores[k] * host_float(b[k * 128 + j]);
+        }
+    }
+    return distance(out.host, want, 128 * 128) < 1e-4; /* a sum on a rounding's edge may fall to the other side */
+}
+
+static void test_wgmma(void)
+{
+    if (BUILT_FOR_WGMMA && device_capability() == 90)
+        CHECK(run_multiply_twice(NO_MISTAKE));
+}
+
+#ifdef CUDA_SHIM
+
+/* --- the shim: a forgotten barrier shows ------------------------------------------------------------------------- */
 
 /* Sums tiles of 128 values the way attention goes through keys: fetched by all, read by all. out (128) = Σ tiles,
  * turned. */
@@ -474,6 +571,10 @@ static void test_mistakes_show(void)
     CHECK(right_orders(sum_in_warp<NO_WARP_SYNC_BEFORE_READ>, 32) < all);
     CHECK(right_orders(sum_in_warp<NO_WARP_SYNC_BEFORE_WRITE>, 32) < all);
     CHECK(right_orders(sum_in_warp<NO_WARP_SYNC_BEFORE_LDMATRIX>, 32) < all);
+    CHECK(!run_multiply_twice(NO_WGMMA_COMMIT));
+    CHECK(!run_multiply_twice(NO_WGMMA_WAIT));
+    CHECK(!run_multiply_twice(WGMMA_WAIT_FOR_TOO_FEW));
+    CHECK(!run_multiply_twice(REGISTER_CHANGED));
 }
 
 /* --- the shim: order, memory, errors ----------------------------------------------------------------------------- */
@@ -628,6 +729,25 @@ KERNEL wrong(int what, const unsigned char *in)
     case 11:
         async_copy_16(shared, in, 17);
         break;
+    case 13: {
+        float x[8][4] = {};
+        wgmma_fence(x);
+        wgmma_shared<64>(x, wgmma_matrix(reinterpret_cast<bf16 *>(shared) + 64 * (threadIdx.x == 40), 0),
+                         wgmma_matrix(reinterpret_cast<bf16 *>(shared), 0), false);
+        wgmma_commit();
+        wgmma_wait<0>(x);
+        break;
+    }
+    case 14: {
+        float x[8][4] = {};
+        wgmma_fence(x);
+        wgmma_shared<64>(x, wgmma_matrix(reinterpret_cast<bf16 *>(shared), 0),
+                         wgmma_matrix(reinterpret_cast<bf16 *>(shared) + 1024, 0), false);
+        break;
+    }
+    case 15:
+        trap();
+        break;
     case 12: /* a barrier that half of the block never reaches, each half by itself whole */
         if (threadIdx.x < 32)
             block_sync();
@@ -661,6 +781,13 @@ static const struct {
     {10, 1, 64, 1024, "launched by a kernel"},
     {11, 1, 64, 1024, "of 17 bytes"},
     {12, 1, 64, 1024, "barrier not reached by all threads: 32 wait in block_sync, 32 returned"},
+    {13, 1, 128, 16384, "lanes 0 and 8 of warp 1 have different products"},
+    {13, 1, 64, 16384, "wgmma in a block of 64 threads, not of whole groups"},
+    {14, 1, 128, 8192, "bytes of shared memory"},
+    {15, 1, 64, 0, "trap"},
+    {100 + NO_PROXY_FENCE, 1, 64, 0, "without a proxy_fence since"},
+    {100 + NO_WGMMA_FENCE, 1, 64, 0, "wgmma without a wgmma_fence since the last wait"},
+    {100 + OPERAND_CHANGED, 1, 64, 0, "shared memory changed under a product"},
     {99, 0, 64, 0, "a grid of 0 x 1 x 1 blocks"},
     {99, dim3(1, 65536, 1), 64, 0, "a grid of 1 x 65536 x 1 blocks"},
     {99, 1, 1025, 0, "a block of 1025 x 1 x 1 threads"},
@@ -684,6 +811,8 @@ static void test_wrong_kernels_end_the_process(void)
             dup2(ends[1], 2);
             close(ends[0]);
             alarm(20);
+            if (wrongs[i].what >= 100)
+                run_multiply_twice((enum mistake)(wrongs[i].what - 100));
             LAUNCH(wrong, wrongs[i].grid, wrongs[i].block, wrongs[i].shared_bytes, stream, wrongs[i].what, in.dev);
             _exit(0);
         }
@@ -731,6 +860,14 @@ static void test_device(void)
     device_release(a);
     CHECK(unsetenv("CONSILIUM_SHIM_MEMORY_BYTES") == 0);
 
+    shim_capability(0);
+    CHECK(setenv("CONSILIUM_SHIM_CAPABILITY", "89", 1) == 0);
+    CHECK(device_capability() == 89);
+    shim_capability(80);
+    CHECK(device_capability() == 80 && device_open(0, &info, &err) == 0 && info.major == 8 && info.minor == 0);
+    shim_capability(0);
+    CHECK(unsetenv("CONSILIUM_SHIM_CAPABILITY") == 0 && device_capability() == 90);
+
     CHECK(device_pinned_alloc(10, &a) == 0 && device_stream_new(&s) == 0);
     CHECK(shim_live_allocations() == live + 2);
     CHECK(!device_record_begin(s) && device_record_end(s) == NULL);
@@ -776,6 +913,7 @@ static void test_primitives(void)
     test_mma();
     test_block_sync();
     test_async_copies();
+    test_wgmma();
 }
 
 int main(void)

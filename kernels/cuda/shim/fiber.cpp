@@ -602,12 +602,14 @@ void shim_mma(float d[4], const uint32_t a[4], const uint32_t b[2])
             columns[h][k + 1] = __uint_as_float(pair & 0xffff0000);
         }
     }
-    for (unsigned e = 0; e < 4; e++) {
-        float sum = d[e];
-        for (unsigned k = 0; k < 16; k++)
-            sum += rows[e / 2][k] * columns[e % 2][k];
-        d[e] = sum;
+    float sums[4] = {d[0], d[1], d[2], d[3]}; /* side by side */
+    for (unsigned k = 0; k < 16; k++) {
+        sums[0] += rows[0][k] * columns[0][k];
+        sums[1] += rows[0][k] * columns[1][k];
+        sums[2] += rows[1][k] * columns[0][k];
+        sums[3] += rows[1][k] * columns[1][k];
     }
+    memcpy(d, sums, sizeof sums);
 }
 
 void shim_async_copy(void *to, const void *from, int bytes)
