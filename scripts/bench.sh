@@ -38,8 +38,8 @@ while [ $# -gt 0 ]; do
     *) die "unknown argument $1; see --help" ;;
     esac
 done
-declare -A batch=([smollm2-135m]=16 [llama-3.2-1b]=4 [glm-4-9b]=2 [tiny]=2)
-declare -A tokens=([smollm2-135m]=1024 [llama-3.2-1b]=2048 [glm-4-9b]=2048 [tiny]=64)
+declare -A batch=([smollm2-135m]=32 [llama-3.2-1b]=4 [glm-4-9b]=2 [tiny]=2)
+declare -A tokens=([smollm2-135m]=512 [llama-3.2-1b]=2048 [glm-4-9b]=2048 [tiny]=64)
 modes=eager,compile,graph steps=20 peer_options=()
 if [ "$quick" = yes ]; then
     modes=eager,compile steps=8 peer_options=(--seconds 2 --gemm-seconds 0.1)
