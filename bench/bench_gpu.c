@@ -153,8 +153,7 @@ static struct backend *open_card(const struct settings *s)
     return be;
 }
 
-/* --- ceilings ------------------------------------------------------------------------------------------------------
- */
+/* --- ceilings ---------------------------------------------------------------------------------------------------- */
 
 /* Seconds of one call, the median of several timed runs of `repeat` calls each. */
 static double time_calls(struct backend *be, int repeat, void (*call)(void *ctx), void *ctx)
@@ -334,8 +333,7 @@ static double measure_copy(struct backend *be)
     return 2.0 * (double)c.bytes / seconds;
 }
 
-/* --- a training step ------------------------------------------------------------------------------------------------
- */
+/* --- a training step --------------------------------------------------------------------------------------------- */
 
 struct step {
     const struct settings *s;
@@ -524,8 +522,7 @@ static void bench_train(const struct settings *s, struct backend *be, const stru
     step_release(&t);
 }
 
-/* --- decoding --------------------------------------------------------------------------------------------------------
- */
+/* --- decoding ---------------------------------------------------------------------------------------------------- */
 
 static void bench_decode(const struct settings *s, struct backend *be, const struct model *model)
 {

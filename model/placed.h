@@ -3,10 +3,10 @@
  *
  * On the CPU placing copies nothing; on a card it uploads the weights. A placed model may be shared by several users of
  * its backend: it is only read, but for the LoRA columns that GROUP_TRAIN use writes, so at most one struct train may
- * use it at a time.
+ * exist on it at a time.
  *
  *     struct placed_model *placed;
- *     if (placed_model_new(backend, &model, 3 * rank, &placed, err) < 0) return err->code;
+ *     if (placed_model_new(backend, &model, rank, &placed, err) < 0) return err->code;
  *     struct train_options options = {.backend = backend, .placed = placed, ...};
  *
  * Factors: a struct lora whose arenas are the backend's memory. Where backend->host_memory it is the host's own arenas,

@@ -51,8 +51,7 @@ template <typename T> DEVICE T block_sum(T x, T *shared)
     return x;
 }
 
-/* --- norms ----------------------------------------------------------------------------------------------------------
- */
+/* --- norms ------------------------------------------------------------------------------------------------------- */
 
 /* partials (unit, chunk): sums of squares of NORM_CHUNK values. Squares of floats neither overflow nor vanish in
  * double, so a sum is finite exactly if every value is. */
@@ -106,8 +105,7 @@ static void find_factors(stream_t s, size_t n, int32_t count, const float *g, si
     LAUNCH(clip_factors, (unsigned)count, BLOCK, WARPS * sizeof(double), s, chunks, partials, bound, units);
 }
 
-/* --- the integers ---------------------------------------------------------------------------------------------------
- */
+/* --- the integers ------------------------------------------------------------------------------------------------ */
 
 /* Σ v² as high·2^32 + low, both sums of 32-bit halves: exact for 2^32 values, in any order. */
 struct squares {
@@ -390,8 +388,7 @@ void arena_clip_add(stream_t s, size_t n, int32_t count, const float *g, size_t 
     }
 }
 
-/* --- elementwise: 4 values a thread, one by one where the arrays are not aligned ------------------------------------
- */
+/* --- elementwise: 4 values a thread, one by one where the arrays are not aligned --------------------------------- */
 
 /* change(i-th values ...) by 4, in vectors where all arrays are aligned to 16. */
 struct flat {

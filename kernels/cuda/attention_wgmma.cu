@@ -14,8 +14,7 @@
  */
 #include "kernels/cuda/attention_wgmma.h"
 
-/* --- forward -------------------------------------------------------------------------------------------------------
- */
+/* --- forward ----------------------------------------------------------------------------------------------------- */
 
 template <int D, int GROUPS, int KEYS> struct wgmma_forward_memory {
     static const int rows = GROUP_ROWS * GROUPS;
@@ -151,8 +150,7 @@ TEMPLATE_KERNEL LAUNCH_BOUNDS(GROUPS *GROUP_THREADS, BLOCKS) wgmma_forward(const
 #endif
 }
 
-/* --- dq ------------------------------------------------------------------------------------------------------------
- */
+/* --- dq ---------------------------------------------------------------------------------------------------------- */
 
 template <int D, int GROUPS, int KEYS> struct wgmma_q_memory {
     static const int rows = GROUP_ROWS * GROUPS;
@@ -255,8 +253,7 @@ TEMPLATE_KERNEL LAUNCH_BOUNDS(GROUPS *GROUP_THREADS, BLOCKS) wgmma_backward_q(co
 #endif
 }
 
-/* --- dk and dv -----------------------------------------------------------------------------------------------------
- */
+/* --- dk and dv --------------------------------------------------------------------------------------------------- */
 
 template <int D, int GROUPS, int QUERIES, int STAGES, int MAKE> struct wgmma_kv_memory {
     static const int rows = GROUP_ROWS * GROUPS;
@@ -427,8 +424,7 @@ TEMPLATE_KERNEL LAUNCH_BOUNDS(GROUPS *GROUP_THREADS, BLOCKS)
 #endif
 }
 
-/* --- launching ------------------------------------------------------------------------------------------------------
- */
+/* --- launching --------------------------------------------------------------------------------------------------- */
 
 template <int D, int GROUPS, int KEYS, int BLOCKS>
 static void launch_forward(stream_t s, const struct attention_call *c, int32_t tiles)

@@ -5,8 +5,7 @@
 #define RECORD_TRIES 16     /* a pass that could not be recorded so often is run as it is */
 #define LEAST_CAPABILITY 80 /* bfloat16 products and asynchronous copies */
 
-/* --- memory and errors ----------------------------------------------------------------------------------------------
- */
+/* --- memory and errors ------------------------------------------------------------------------------------------- */
 
 void cuda_latch(struct cuda *c, int code, const char *what)
 {
@@ -161,8 +160,7 @@ static void cuda_zero(struct backend *be, void *at, size_t bytes)
         device_zero(c->stream, at, bytes);
 }
 
-/* --- work memory ----------------------------------------------------------------------------------------------------
- */
+/* --- work memory ------------------------------------------------------------------------------------------------- */
 
 static int reserve_serving(struct cuda *c, const struct backend_needs *n, struct error *err)
 {
@@ -244,8 +242,7 @@ static void cuda_trim(struct backend *be)
     release_work(c);
 }
 
-/* --- recorded passes ------------------------------------------------------------------------------------------------
- */
+/* --- recorded passes --------------------------------------------------------------------------------------------- */
 
 struct graph_entry {
     uint64_t key[4];
@@ -348,8 +345,7 @@ static void cuda_run_recorded(struct backend *be, struct graph_cache *cache, con
         record(ctx);
 }
 
-/* --- the table ------------------------------------------------------------------------------------------------------
- */
+/* --- the table --------------------------------------------------------------------------------------------------- */
 
 static void cuda_norm_forward(struct backend *be, int32_t m, int32_t n, float eps, const float *gain, struct rows x,
                               struct rows add, struct rows y, float *rstd)
@@ -448,8 +444,7 @@ TEMPLATE_KERNEL unset_noise(size_t n, int64_t *noise)
         noise[i] = NOT_DRAWN;
 }
 
-/* --- noise ----------------------------------------------------------------------------------------------------------
- */
+/* --- noise ------------------------------------------------------------------------------------------------------- */
 
 static void cuda_noise_begin(struct backend *be, const uint8_t key[32], uint32_t number,
                              const struct gaussian *gaussian, size_t n)
@@ -572,8 +567,7 @@ static struct backend_ops make_table(void)
 
 static const struct backend_ops cuda_ops = make_table();
 
-/* --- opening --------------------------------------------------------------------------------------------------------
- */
+/* --- opening ----------------------------------------------------------------------------------------------------- */
 
 static int check_card(const struct device_info *info, const struct backend_cuda_options *options, struct error *err)
 {

@@ -62,8 +62,7 @@ int cuda_alloc(struct backend *be, size_t bytes, void **ret, struct error *err);
 void cuda_release(struct backend *be, void *at);
 int cuda_work(struct cuda *c, struct work *work, size_t bytes, struct error *err);
 
-/* --- weights.cu ----------------------------------------------------------------------------------------------------
- */
+/* --- weights.cu -------------------------------------------------------------------------------------------------- */
 
 /* One linear of a group as its file has it, on the device; NULL where the dense matrix is enough. */
 struct given_matrix {
@@ -104,8 +103,7 @@ void cuda_cross_entropy(struct backend *be, const struct linear_group *head, con
                         struct rows x, float *losses, struct rows dx);
 void cuda_logits(struct backend *be, const struct linear_group *head, int32_t m, struct rows x, float *logits);
 
-/* --- segments.cu ---------------------------------------------------------------------------------------------------
- */
+/* --- segments.cu ------------------------------------------------------------------------------------------------- */
 
 int cuda_segments_new(struct backend *be, int32_t rows_max, int32_t count_max, struct placed_segments *ret,
                       struct error *err);
@@ -122,8 +120,7 @@ void cuda_attention_backward(struct backend *be, const struct attention_shape *s
                              struct rows v, struct rows o, const float *lse, struct rows do_, struct rows dq,
                              struct rows dk, struct rows dv);
 
-/* --- serve.cu ------------------------------------------------------------------------------------------------------
- */
+/* --- serve.cu ---------------------------------------------------------------------------------------------------- */
 
 int cuda_kv_new(struct backend *be, int32_t layers, int32_t kv_heads, int32_t head_size, int32_t length_max,
                 struct kv **ret, struct error *err);

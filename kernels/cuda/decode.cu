@@ -18,8 +18,7 @@ static int32_t ceil_divide(int32_t a, int32_t b)
     return (a + b - 1) / b;
 }
 
-/* --- y = x·Wᵀ ------------------------------------------------------------------------------------------------------
- */
+/* --- y = x·Wᵀ ---------------------------------------------------------------------------------------------------- */
 
 #define LINEAR_THREADS 256
 #define LINEAR_WARPS (LINEAR_THREADS / WARP)
@@ -187,8 +186,7 @@ void decode_linear(stream_t s, enum tensor_type type, int32_t m, int32_t out, in
 #undef CALL
 }
 
-/* --- LoRA ----------------------------------------------------------------------------------------------------------
- */
+/* --- LoRA -------------------------------------------------------------------------------------------------------- */
 
 #define DOWN_THREADS 256
 #define UP_THREADS 64
@@ -306,8 +304,7 @@ void decode_lora_up(stream_t s, enum tensor_type type, int32_t m, int32_t out, i
     LAUNCH(kernel, (unsigned)ceil_divide(out, UP_THREADS), UP_THREADS, 0, s, m, out, rank, scale, b, h, h_stride, y);
 }
 
-/* --- keys and values in blocks --------------------------------------------------------------------------------------
- */
+/* --- keys and values in blocks ----------------------------------------------------------------------------------- */
 
 /* One layer's part of a block, in bytes. */
 struct kv_strides {
@@ -453,8 +450,7 @@ void decode_store(stream_t s, const struct kv_layout *layout, int32_t layer, int
     LAUNCH(kernel, grid, STORE_WARPS * WARP, 0, s, at, rows, k, v);
 }
 
-/* --- attention -----------------------------------------------------------------------------------------------------
- */
+/* --- attention --------------------------------------------------------------------------------------------------- */
 
 #define ATTEND_THREADS 128
 #define PARTS_MAX 32

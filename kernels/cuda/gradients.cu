@@ -288,8 +288,7 @@ template <typename T> TEMPLATE_KERNEL LAUNCH_BOUNDS(THREADS, 2) gradients_plain(
     }
 }
 
-/* --- the host's side -----------------------------------------------------------------------------------------------
- */
+/* --- the host's side --------------------------------------------------------------------------------------------- */
 
 static bool aligned_rows(struct rows x)
 {

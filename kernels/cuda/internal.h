@@ -15,8 +15,7 @@ extern "C" {
 }
 #include "kernels/cuda/cuda.h"
 
-/* --- rows.cu: what happens to each row by itself -------------------------------------------------------------------
- */
+/* --- rows.cu: what happens to each row by itself ----------------------------------------------------------------- */
 
 /* x += add (add.at may be NULL), y = x·rstd·gain; the sum is rounded to the element before it is squared. One warp or
  * one block a row. y may have other strides than x. rstd (m) or NULL. */
@@ -37,8 +36,7 @@ void rows_embed(stream_t s, enum tensor_type type, int32_t m, int32_t n, enum te
 void rows_gather(stream_t s, enum tensor_type type, int32_t m, int32_t n, const int32_t *index, struct rows from,
                  struct rows to);
 
-/* --- dequantise.cu -------------------------------------------------------------------------------------------------
- */
+/* --- dequantise.cu ----------------------------------------------------------------------------------------------- */
 
 /* out row r = decoded row r of a matrix (rows, n) of any tensor type, rows row_bytes apart; the same values as
  * tensor_dequantise, rounded to the element. n a multiple of the type's block, out.stride any. */
@@ -81,8 +79,7 @@ void attention_backward(stream_t s, enum tensor_type type, const struct attentio
                         struct rows v, struct rows o, const float *lse, struct rows do_, struct rows dq, struct rows dk,
                         struct rows dv, float *delta, void *work);
 
-/* --- decode.cu: answering -------------------------------------------------------------------------------------------
- */
+/* --- decode.cu: answering ---------------------------------------------------------------------------------------- */
 
 /* A cache's block holds KV_BLOCK tokens of all layers. For layer l the block's part begins at l·kv_layer_bytes():
  * keys (KV_BLOCK, kv_width), values likewise, elements of `type` or int8; if quantised then float32 scales of keys
@@ -125,16 +122,14 @@ void decode_lora_down(stream_t s, enum tensor_type type, int32_t m, int32_t rank
 void decode_lora_up(stream_t s, enum tensor_type type, int32_t m, int32_t out, int32_t rank, float scale,
                     const float *b, const float *h, int32_t h_stride, struct rows y);
 
-/* --- head.cu ---------------------------------------------------------------------------------------------------------
- */
+/* --- head.cu ----------------------------------------------------------------------------------------------------- */
 
 /* Rows of logits (count, n), n any, stride a multiple of 8, element `type`: losses[i] = −log softmax(row)[targets[i]],
  * and, if gradient, the row becomes weights[i]·(softmax − onehot) in place. */
 void head_softmax(stream_t s, enum tensor_type type, int32_t count, int32_t n, struct rows logits,
                   const int32_t *targets, const float *weights, float *losses, bool gradient);
 
-/* --- gradients.cu: per-example LoRA gradients ------------------------------------------------------------------------
- */
+/* --- gradients.cu: per-example LoRA gradients -------------------------------------------------------------------- */
 
 /* One factor's gradient: to[e·stride + offset ...] += scale·Σ_t left_t ⊗ right_t over the rows of segment e, where the
  * result is (left_width, right_width) row-major float32. gb: left = dy, right = h, scale s. ga: left = dh (scale 1),
@@ -154,8 +149,7 @@ void gradients_add(stream_t s, enum tensor_type type, int32_t count, const struc
                    const int32_t *offsets, const int32_t *offsets_count, int32_t segments_max, float *base,
                    size_t stride);
 
-/* --- arena.cu: flat arrays, clipping, optimizers ---------------------------------------------------------------------
- */
+/* --- arena.cu: flat arrays, clipping, optimizers ----------------------------------------------------------------- */
 
 /* For each of count units: as clip_accumulate of kernels.h, with the norm's double sums in an order that depends on n
  * only; the integers are checked exactly (128-bit sum of squares) and the factor shrunk until they pass. results
@@ -171,8 +165,7 @@ void arena_divide(stream_t s, size_t n, double denominator, float *a);
 void arena_adamw(stream_t s, size_t n, const struct adamw_params *params, const float *g, float *m, float *v, float *p);
 void arena_sgd_momentum(stream_t s, size_t n, float lr, float momentum, const float *g, float *m, float *p);
 
-/* --- noise.cu: discrete Gaussian noise -------------------------------------------------------------------------------
- */
+/* --- noise.cu: discrete Gaussian noise --------------------------------------------------------------------------- */
 
 /* out (count) dev, overwritten: coordinates of vector `number` under `key` (host memory, 32 bytes, read before it
  * returns), the same bits as privacy/noise_vector.h, which says how: number from noise_source_take, one call for each.

@@ -35,8 +35,7 @@ static unsigned blocks_for(int64_t items, int64_t a_block)
     return (unsigned)blocks;
 }
 
-/* --- norms ---------------------------------------------------------------------------------------------------------
- */
+/* --- norms ------------------------------------------------------------------------------------------------------- */
 
 /* Sum over the LANES threads of a row, 8, 16 or 32 of a warp or the whole block, in a fixed order; all get its bits.
  * shared: LANES/WARP floats. */
@@ -343,8 +342,7 @@ void rows_norm_backward(stream_t s, enum tensor_type type, int32_t m, int32_t n,
 #undef CALL
 }
 
-/* --- rope ----------------------------------------------------------------------------------------------------------
- */
+/* --- rope -------------------------------------------------------------------------------------------------------- */
 
 #define ROPE_HEADS 4 /* heads a thread, which share the cosines and sines in its registers */
 
@@ -448,8 +446,7 @@ void rows_rope(stream_t s, enum tensor_type type, int32_t m, int32_t heads, int3
 #undef CALL
 }
 
-/* --- gates ---------------------------------------------------------------------------------------------------------
- */
+/* --- gates ------------------------------------------------------------------------------------------------------- */
 
 #define LOG2_E 1.4426950408889634f
 
@@ -592,8 +589,7 @@ void rows_gated_backward(stream_t s, enum tensor_type type, int32_t m, int32_t n
     gated(s, type, m, n, kind, gate, up, dout, true);
 }
 
-/* --- embedding, gathering ------------------------------------------------------------------------------------------
- */
+/* --- embedding, gathering ---------------------------------------------------------------------------------------- */
 
 template <typename E, enum tensor_type TYPE>
 TEMPLATE_KERNEL embed(uint32_t items, struct divisor vectors, const uint8_t *RESTRICT table, size_t row_bytes,

@@ -106,8 +106,7 @@ static int32_t tiles_bound(const struct placed_segments *p, int32_t m)
     return bound < most ? bound : most;
 }
 
-/* --- gradients -----------------------------------------------------------------------------------------------------
- */
+/* --- gradients --------------------------------------------------------------------------------------------------- */
 
 /* The factors' gradients of a group. All A's are neighbours in the gradient, as their dh are in dh: one job, which
  * reads x once. */
@@ -218,8 +217,7 @@ void cuda_group_gradients(struct backend *be, const struct linear_group *g, cons
         gradients_add(c->stream, be->element, count, jobs, ints + 1, ints, segments->count_max, base, stride);
 }
 
-/* --- attention -----------------------------------------------------------------------------------------------------
- */
+/* --- attention --------------------------------------------------------------------------------------------------- */
 
 void cuda_attention_forward(struct backend *be, const struct attention_shape *shape,
                             const struct placed_segments *segments, int32_t m, struct rows q, struct rows k,

@@ -23,8 +23,7 @@ static bool quantised(enum tensor_type type)
     return type != TENSOR_F32 && type != TENSOR_F16 && type != TENSOR_BF16;
 }
 
-/* --- placing -------------------------------------------------------------------------------------------------------
- */
+/* --- placing ----------------------------------------------------------------------------------------------------- */
 
 /* Dense copies of all weights, if they fit beside as much again for the work, or else the quantised blocks alone. */
 int cuda_weights_fit(struct backend *be, size_t values, size_t given_bytes, struct error *err)
@@ -129,8 +128,7 @@ void cuda_group_free(struct backend *be, struct linear_group *group)
     group->placed = NULL;
 }
 
-/* --- LoRA's parts of the augmented matrix ---------------------------------------------------------------------------
- */
+/* --- LoRA's parts of the augmented matrix ------------------------------------------------------------------------ */
 
 TEMPLATE_KERNEL zero_rectangle(int32_t rows, int32_t bytes, uint8_t *at, size_t stride_bytes)
 {
@@ -242,8 +240,7 @@ const void *cuda_matrix(struct cuda *c, const struct linear_group *group, bool w
     return c->matrix.at;
 }
 
-/* --- products -------------------------------------------------------------------------------------------------------
- */
+/* --- products ---------------------------------------------------------------------------------------------------- */
 
 /* c (m, n) = a (m, k) · b, b (k, n) or (n, k) transposed; accumulated where beta is 1. */
 static void multiply(struct cuda *c, int32_t m, int32_t n, int32_t k, struct rows a, const void *b, int32_t ldb,
@@ -386,8 +383,7 @@ void cuda_group_backward(struct backend *be, const struct linear_group *g, const
         multiply(c, m, g->in, p->out_total + columns, dy[0], matrix, p->stride, false, 0, dx);
 }
 
-/* --- embedding and head ---------------------------------------------------------------------------------------------
- */
+/* --- embedding and head ------------------------------------------------------------------------------------------ */
 
 void cuda_embed(struct backend *be, int32_t m, const struct linear_group *table, const int32_t *ids, float scale,
                 struct rows y)

@@ -8,8 +8,7 @@ static const struct kernel_ops *reference(void)
     return kernels_cpu(KERNEL_SCALAR);
 }
 
-/* --- y = x·Wᵀ ------------------------------------------------------------------------------------------------------
- */
+/* --- y = x·Wᵀ ---------------------------------------------------------------------------------------------------- */
 
 /* Random blocks with sane scales; rows gap bytes further apart than they are long, the gaps hold NaN. */
 static std::vector<uint8_t> random_matrix(enum tensor_type type, int32_t out, int32_t in, size_t gap)
@@ -134,8 +133,7 @@ static void test_linear_empty(void)
     support_sync();
 }
 
-/* --- LoRA ----------------------------------------------------------------------------------------------------------
- */
+/* --- LoRA -------------------------------------------------------------------------------------------------------- */
 
 static void check_lora(enum tensor_type type, int32_t m, int32_t rank, int32_t in, int32_t out, size_t skip)
 {
@@ -180,8 +178,7 @@ static void test_lora(void)
     support_sync();
 }
 
-/* --- keys, values, attention ---------------------------------------------------------------------------------------
- */
+/* --- keys, values, attention ------------------------------------------------------------------------------------- */
 
 /* Sequences whose blocks are strewn over one pool. */
 struct cache {

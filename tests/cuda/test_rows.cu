@@ -21,8 +21,7 @@ static struct rows nothing(void)
     return {NULL, 0};
 }
 
-/* --- norms ---------------------------------------------------------------------------------------------------------
- */
+/* --- norms ------------------------------------------------------------------------------------------------------- */
 
 static void check_norm_forward(enum tensor_type type, int32_t m, int32_t n, bool with_add, bool with_rstd,
                                int32_t margin)
@@ -121,8 +120,7 @@ static void test_norm_independence(void)
     }
 }
 
-/* --- rope ----------------------------------------------------------------------------------------------------------
- */
+/* --- rope -------------------------------------------------------------------------------------------------------- */
 
 static void check_rope(enum tensor_type type, int32_t m, int32_t heads, int32_t head_size, int32_t rotated,
                        enum rope_order order, bool inverse, int32_t stride, int32_t column)
@@ -166,8 +164,7 @@ static void test_rope(void)
     }
 }
 
-/* --- gates ---------------------------------------------------------------------------------------------------------
- */
+/* --- gates ------------------------------------------------------------------------------------------------------- */
 
 /* Besides random ones, values where exponentials overflow or vanish. */
 static std::vector<float> gate_values(enum tensor_type type, size_t n)
@@ -236,8 +233,7 @@ static void test_gated(void)
     }
 }
 
-/* --- embedding, gathering ------------------------------------------------------------------------------------------
- */
+/* --- embedding, gathering ---------------------------------------------------------------------------------------- */
 
 static void test_embed(void)
 {
