@@ -11,6 +11,13 @@
 
 #define VOCABULARY 128
 
+/* Under sanitizers the shim is twenty times slower: each way through the code once, instead of each combination. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define THOROUGH false
+#else
+#define THOROUGH true
+#endif
+
 static struct backend *open_cuda(struct backend_cuda_options options)
 {
     struct backend *backend = NULL;
@@ -144,7 +151,7 @@ static void check_golden(enum kernel_precision precision, double tolerance)
     for (size_t i = 0; i < ARRAY_LEN(files); i++) {
         struct golden golden;
         golden_read(&golden, files[i]);
-        for (int level = 0; level <= 2; level++)
+        for (int level = THOROUGH ? 0 : (int)i; level <= (THOROUGH ? 2 : (int)i); level++)
             check_training(&golden, be, level, tolerance);
         check_logits(&golden, be, tolerance);
         golden_release(&golden);
@@ -264,10 +271,11 @@ static void check_batchmates(const struct lora_config *config, enum kernel_preci
 
 static void test_bits_do_not_depend_on_batchmates(void)
 {
-    for (int level = 0; level <= 2; level++)
-        check_batchmates(&joint_all, KERNEL_BF16, level);
     check_batchmates(&ffa_qv, KERNEL_BF16, 1);
-    check_batchmates(&joint_all, KERNEL_F32, 0);
+    for (int level = 0; level <= 2 && THOROUGH; level++)
+        check_batchmates(&joint_all, KERNEL_BF16, level);
+    if (THOROUGH)
+        check_batchmates(&joint_all, KERNEL_F32, 0);
 }
 
 /* The same on matrices as large as real ones, where a library has many ways to compute a product. For a card only: as
@@ -543,7 +551,8 @@ static void test_answers(void)
 {
     check_answers((struct backend_cuda_options){.precision = KERNEL_F32}, 64, 1e-4);
     check_answers((struct backend_cuda_options){.precision = KERNEL_F32, .eager = true}, 9, 1e-4); /* several passes */
-    check_answers((struct backend_cuda_options){.precision = KERNEL_F32, .quantise_kv = true}, 64, 3e-2);
+    if (THOROUGH)
+        check_answers((struct backend_cuda_options){.precision = KERNEL_F32, .quantise_kv = true}, 64, 3e-2);
     check_answers((struct backend_cuda_options){.precision = KERNEL_BF16, .quantise_kv = true}, 64, 7e-2);
 }
 
