@@ -229,12 +229,55 @@ static void a_stopped_step_leaves_nothing(void **state)
     backend_free(cuda);
 }
 
+#ifdef CUDA_SHIM
+void shim_fail_next_sync(int code); /* kernels/cuda/shim/shim.h, which is C++ */
+
+static bool fail_in_step_two(void *ctx, uint32_t step, uint32_t steps, uint32_t done, uint32_t sampled)
+{
+    (void)steps;
+    (void)done;
+    (void)sampled;
+    (void)ctx;
+    if (step == 1)
+        shim_fail_next_sync(ERR_FAILED);
+    return false;
+}
+
+/* The round ends with the device's error, the caller's factors are what they were, and the next round is whole. */
+static void a_failing_device_fails_the_round(void **state)
+{
+    struct error err = {0};
+    struct backend *cuda = card(0);
+    struct lora want, lora = fresh_lora(), untouched = fresh_lora();
+    const struct trainer_options options = private_options(cuda, &lora, 512);
+    const struct trainer_progress progress = {fail_in_step_two, NULL};
+    const size_t bytes = lora.trained_count * sizeof *lora.trained;
+    struct trainer *t = NULL;
+    int32_t tokens;
+    (void)state;
+    assert_int_equal(train_on(cuda, 512, &want, &tokens, &err), 0);
+    assert_int_equal(trainer_new(&options, &tiny.site.model, &lora, data, &t, &err), 0);
+    assert_int_equal(round_of(t, &lora, &progress, &err), ERR_FAILED);
+    assert_memory_equal(lora.trained, untouched.trained, bytes);
+    assert_int_equal(round_of(t, &lora, NULL, &err), 0);
+    assert_memory_equal(lora.trained, want.trained, bytes);
+    trainer_free(t);
+    lora_release(&want);
+    lora_release(&lora);
+    lora_release(&untouched);
+    backend_free(cuda);
+}
+#endif
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_private_round_is_the_cpus),
         cmocka_unit_test(short_memory_makes_micro_batches_smaller_and_then_an_error),
         cmocka_unit_test(a_stopped_step_leaves_nothing),
+#ifdef CUDA_SHIM
+        cmocka_unit_test(a_failing_device_fails_the_round),
+#endif
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

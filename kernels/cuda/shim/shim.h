@@ -118,9 +118,9 @@ static inline void shim_launch(const char *name, void (*kernel)(P...), struct di
 /* --- device_host.cpp: for tests ---------------------------------------------------------------------------------- */
 
 /* Device memory is CONSILIUM_SHIM_MEMORY_BYTES (default 64 GiB); looked up at every allocation. */
-size_t shim_live_allocations(void); /* of device_alloc, pinned memory and streams */
-size_t shim_live_bytes(void);       /* of device_alloc */
-void shim_fail_next_sync(int code); /* the next device_sync returns this ERR_ code */
+size_t shim_live_allocations(void);            /* of device_alloc, pinned memory and streams */
+size_t shim_live_bytes(void);                  /* of device_alloc */
+extern "C" void shim_fail_next_sync(int code); /* the next device_sync returns this ERR_ code; also for tests in C */
 /* What device_capability says from here on; 0: CONSILIUM_SHIM_CAPABILITY (default 90). Not while others launch. */
 void shim_capability(int capability);
 
