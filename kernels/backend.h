@@ -46,7 +46,6 @@ struct rows {
 struct linear_group {
     int32_t count, in;
     int32_t out[BACKEND_GROUP_MAX];
-    int32_t rank_max;                   /* LoRA columns reserved: the largest count·rank of TRAIN use; 0: none */
     struct tensor w[BACKEND_GROUP_MAX]; /* as given: host memory, which must stay */
     void *placed;                       /* the backend's own */
 };
@@ -143,8 +142,8 @@ struct backend_ops {
     /* Before a model is placed: how many values its matrices have and how many bytes they take as they are. The device
      * decides whether to keep dense copies of quantised ones. ERR_RESOURCES: not even as they are. */
     int (*weights_fit)(struct backend *be, size_t values, size_t given_bytes, struct error *err);
-    /* Places count linears over one input. ret->w, out, in, count, rank_max are filled. ERR_CONFIG: shapes that the
-     * device cannot take; ERR_RESOURCES. */
+    /* Places count linears over one input. rank_max: LoRA columns to reserve, the largest count·rank of TRAIN use.
+     * ERR_CONFIG: shapes that the device cannot take; ERR_RESOURCES. */
     int (*group_new)(struct backend *be, int32_t count, const struct tensor *const w[], int32_t rank_max,
                      struct linear_group *ret, struct error *err);
     void (*group_free)(struct backend *be, struct linear_group *group); /* accepts zeroed */

@@ -184,8 +184,9 @@ static int cpu_weights_fit(struct backend *be, size_t values, size_t given_bytes
 static int cpu_group_new(struct backend *be, int32_t count, const struct tensor *const w[], int32_t rank_max,
                          struct linear_group *ret, struct error *err)
 {
-    struct linear_group g = {.count = count, .in = w[0]->in, .rank_max = rank_max};
+    struct linear_group g = {.count = count, .in = w[0]->in};
     (void)be;
+    (void)rank_max;
     (void)err;
     assert(count >= 1 && count <= BACKEND_GROUP_MAX);
     for (int32_t i = 0; i < count; i++) {

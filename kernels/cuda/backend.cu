@@ -48,8 +48,7 @@ int cuda_alloc(struct backend *be, size_t bytes, void **ret, struct error *err)
     if (bytes > c->limit_bytes - c->used_bytes)
         return error_set(err, ERR_RESOURCES,
                          "%zu MB do not fit the %zu MB that this process may take on %s (%zu MB are in use): lower "
-                         "device.batch_tokens, or "
-                         "raise device.memory_limit_mb if it is set",
+                         "device.batch_tokens, or raise device.memory_limit_mb if it is set",
                          bytes >> 20, c->limit_bytes >> 20, be->name, c->used_bytes >> 20);
     if (device_alloc(bytes, &at) < 0)
         return error_set(err, ERR_RESOURCES, "%s has no %zu MB left (%zu MB free)", be->name, bytes >> 20,
@@ -166,7 +165,7 @@ static int reserve_serving(struct cuda *c, const struct backend_needs *n, struct
 {
     const size_t rounds = (size_t)(n->rows < BACKEND_ALTERNATIVES_MAX ? n->rows : BACKEND_ALTERNATIVES_MAX);
     const size_t bytes = sizeof(struct kv_row) * (size_t)n->rows * rounds;
-    const size_t ranks = 3 * 256;
+    const size_t ranks = (size_t)BACKEND_GROUP_MAX * (size_t)n->rank_max;
     int rc = cuda_work(c, &c->decode, decode_attention_work(&n->shape, n->rows), err);
     if (rc == 0 && (bytes > c->rows.bytes || !c->rows_host)) {
         free(c->rows_host);
@@ -176,17 +175,17 @@ static int reserve_serving(struct cuda *c, const struct backend_needs *n, struct
     }
     if (rc == 0 && n->rows > c->rows_max)
         c->rows_max = n->rows;
-    if (rc == 0)
+    if (rc == 0 && ranks > 0)
         rc = cuda_work(c, &c->hidden, ranks * KERNEL_DECODE_ROWS * sizeof(float), err);
-    if (rc == 0 && n->rank_max > 0)
+    if (rc == 0 && ranks > 0)
         rc = cuda_work(c, &c->lora,
-                       (size_t)4 * (size_t)n->width * (size_t)backend_lora_columns(3 * n->rank_max) *
+                       (size_t)4 * (size_t)n->width * (size_t)backend_lora_columns((int32_t)ranks) *
                            backend_element_bytes(&c->base),
                        err);
-    if (rc == 0 && n->rank_max > 0)
-        rc = cuda_work(
-            c, &c->lora_hidden,
-            (size_t)n->rows * (size_t)backend_lora_columns(3 * n->rank_max) * backend_element_bytes(&c->base), err);
+    if (rc == 0 && ranks > 0)
+        rc = cuda_work(c, &c->lora_hidden,
+                       (size_t)n->rows * (size_t)backend_lora_columns((int32_t)ranks) * backend_element_bytes(&c->base),
+                       err);
     return rc;
 }
 

@@ -64,7 +64,7 @@ int cuda_work(struct cuda *c, struct work *work, size_t bytes, struct error *err
 
 /* --- weights.cu -------------------------------------------------------------------------------------------------- */
 
-/* One linear of a group as its file has it, on the device; NULL where the dense matrix is enough. */
+/* One linear of a group as its file has it, on the device; NULL where there is a dense matrix. */
 struct given_matrix {
     void *at;
     enum tensor_type type;

@@ -25,12 +25,12 @@ static bool quantised(enum tensor_type type)
 
 /* --- placing ----------------------------------------------------------------------------------------------------- */
 
-/* Dense copies of all weights, if they fit beside as much again for the work, or else the quantised blocks alone. */
+/* Dense copies of all weights, if they leave room for the work, or else the quantised blocks. */
 int cuda_weights_fit(struct backend *be, size_t values, size_t given_bytes, struct error *err)
 {
     struct cuda *c = cuda_of(be);
     const size_t room = be->ops->free_bytes(be), dense = values * element_bytes(c);
-    c->decode_each_use = c->options.keep_quantised || dense + given_bytes > room / 10 * 7;
+    c->decode_each_use = c->options.keep_quantised || dense > room / 10 * 7;
     if (!c->decode_each_use)
         return 0;
     if (given_bytes <= room)
@@ -76,7 +76,6 @@ int cuda_group_new(struct backend *be, int32_t count, const struct tensor *const
         return error_set(err, ERR_RESOURCES, "no memory for a table of weights");
     g.count = count;
     g.in = w[0]->in;
-    g.rank_max = rank_max;
     g.placed = p;
     bool blocks = false;
     for (int32_t i = 0; i < count; i++) {
@@ -101,7 +100,7 @@ int cuda_group_new(struct backend *be, int32_t count, const struct tensor *const
     } else if (rc == 0) {
         rc = cuda_work(c, &c->matrix, bytes, err);
     }
-    if (rc == 0 && !blocks) { /* dense as it came: one copy is enough */
+    if (rc == 0 && keep) { /* one copy is enough, and the dense one is what is read */
         rc = be->ops->sync(be, err);
         for (int32_t i = 0; i < count; i++) {
             cuda_release(be, p->given[i].at);
@@ -352,7 +351,7 @@ void cuda_group_forward(struct backend *be, enum group_use use, const struct lin
     assert_fused(c, g, y);
     if (m == 0)
         return;
-    if (use == GROUP_SERVE && m <= KERNEL_DECODE_ROWS && (p->given[0].at || p->matrix)) {
+    if (use == GROUP_SERVE && m <= KERNEL_DECODE_ROWS) {
         serve_few(c, g, lora, m, x, y);
         return;
     }
