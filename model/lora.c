@@ -39,8 +39,10 @@ void lora_target_shape(const struct model_config *model, enum lora_target target
         *ret_out = kv;
         break;
     case LORA_GATE:
-    case LORA_UP:
         *ret_out = model->d_ff;
+        break;
+    case LORA_UP:
+        *ret_out = model->fused_gate_up ? 2 * model->d_ff : model->d_ff;
         break;
     default:
         *ret_out = model->d_model;
@@ -83,6 +85,12 @@ static int check_config(struct lora_config *c, const struct model_config *model,
         return error_set(err, ERR_CONFIG, "lora: alpha %g is outside 0 to 1e6", c->alpha);
     if (c->targets == 0 || c->targets & ~LORA_TARGETS_ALL)
         return error_set(err, ERR_CONFIG, "lora: targets must name at least one of q, k, v, o, gate, up, down");
+    if (model->fused_gate_up && (c->targets & LORA_TARGET_BIT(LORA_GATE))) {
+        if (!(c->targets & LORA_TARGET_BIT(LORA_UP)))
+            return error_set(err, ERR_CONFIG,
+                             "lora: this model holds gate and up as one matrix: name both as targets, or neither");
+        c->targets &= ~LORA_TARGET_BIT(LORA_GATE);
+    }
     if (c->layer_first < 0 || c->layer_first >= model->layer_count)
         return error_set(err, ERR_CONFIG, "lora: first layer %d is outside the model's 0 to %d", c->layer_first,
                          model->layer_count - 1);

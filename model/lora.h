@@ -28,6 +28,8 @@
 enum lora_mode { LORA_JOINT = 1, LORA_FFA = 2 };
 enum lora_scaling { LORA_SCALE_RANK = 1, LORA_SCALE_SQRT_RANK = 2 }; /* s = α/r, or α/√r (rank-stabilised) */
 
+/* Where a model holds gate and up as one matrix (fused_gate_up), LORA_UP is that matrix, and LORA_GATE beside it is
+ * dropped from the targets. */
 enum lora_target { LORA_Q, LORA_K, LORA_V, LORA_O, LORA_GATE, LORA_UP, LORA_DOWN, LORA_TARGET_COUNT };
 #define LORA_TARGET_BIT(target) (1u << (target))
 #define LORA_TARGETS_ALL ((1u << LORA_TARGET_COUNT) - 1)

@@ -26,7 +26,7 @@ static int place_gains(struct placed_model *p, struct error *err)
     }
     float *next = p->gains;
     for (size_t i = 0; i < layers; i++) {
-        const float *const gains[2] = {model_gain(&m->layers[i].attn_norm), model_gain(&m->layers[i].ffn_norm)};
+        const float *const gains[2] = {model_vector(&m->layers[i].attn_norm), model_vector(&m->layers[i].ffn_norm)};
         const float **const to[2] = {&p->layers[i].attn_norm, &p->layers[i].ffn_norm};
         for (int j = 0; j < 2; j++) {
             *to[j] = gains[j];
@@ -37,7 +37,7 @@ static int place_gains(struct placed_model *p, struct error *err)
             next += n;
         }
     }
-    p->output_norm = model_gain(&m->output_norm);
+    p->output_norm = model_vector(&m->output_norm);
     if (next) {
         be->ops->upload(be, next, p->output_norm, n * sizeof(float));
         p->output_norm = next;
