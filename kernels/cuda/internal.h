@@ -23,6 +23,13 @@ void rows_norm_forward(stream_t s, enum tensor_type type, int32_t m, int32_t n, 
                        struct rows x, struct rows add, struct rows y, float *rstd);
 void rows_norm_backward(stream_t s, enum tensor_type type, int32_t m, int32_t n, const float *gain, struct rows x,
                         const float *rstd, struct rows dy, struct rows dx, bool accumulate);
+/* The norms of each head of a row by itself: n is head_size, a row holds heads of them; rstd (m, heads). */
+void rows_head_norm_forward(stream_t s, enum tensor_type type, int32_t m, int32_t heads, int32_t head_size, float eps,
+                            const float *gain, struct rows x, struct rows y, float *rstd);
+void rows_head_norm_backward(stream_t s, enum tensor_type type, int32_t m, int32_t heads, int32_t head_size,
+                             const float *gain, struct rows x, const float *rstd, struct rows dy, struct rows dx);
+/* y += bias (n), rounded to the element once more. bias aligned to 16 bytes. */
+void rows_add_bias(stream_t s, enum tensor_type type, int32_t m, int32_t n, const float *bias, struct rows y);
 /* head_size and rotated any even numbers; x any stride. table (positions, rotated): cos, sin pairs as in kernels.h. */
 void rows_rope(stream_t s, enum tensor_type type, int32_t m, int32_t heads, int32_t head_size, int32_t rotated,
                enum rope_order order, bool inverse, const float *table, const int32_t *positions, struct rows x);

@@ -53,9 +53,6 @@ static void must(int rc, const struct error *err)
 
 /* --- golden files ------------------------------------------------------------------------------------------------ */
 
-static const char *const files[] = {"tests/golden/llama_joint_all.golden", "tests/golden/llama_ffa_qv.golden",
-                                    "tests/golden/llama_joint_middle.golden"};
-
 static void check_training(const struct golden *g, struct backend *be, int level, double tolerance)
 {
     struct tiny tiny;
@@ -148,9 +145,9 @@ static void check_logits(const struct golden *g, struct backend *be, double tole
 static void check_golden(enum kernel_precision precision, double tolerance)
 {
     struct backend *be = open_cuda((struct backend_cuda_options){.precision = precision});
-    for (size_t i = 0; i < ARRAY_LEN(files); i++) {
+    for (size_t i = 0; golden_files[i]; i++) {
         struct golden golden;
-        golden_read(&golden, files[i]);
+        golden_read(&golden, golden_files[i]);
         for (int level = THOROUGH ? 0 : (int)i; level <= (THOROUGH ? 2 : (int)i); level++)
             check_training(&golden, be, level, tolerance);
         check_logits(&golden, be, tolerance);
@@ -166,7 +163,7 @@ static void test_golden_float32(void)
 
 static void test_golden_bfloat16(void)
 {
-    check_golden(KERNEL_BF16, 5e-2);
+    check_golden(KERNEL_BF16, 8e-2); /* glm4, layer 1, A of v: 0.064; else below 0.045 */
 }
 
 /* --- batchmates -------------------------------------------------------------------------------------------------- */
