@@ -74,7 +74,7 @@ struct placed_segments {
 /* Where a group's gradients go in an example's flat gradient. */
 struct group_gradient {
     size_t a_offset[BACKEND_GROUP_MAX], b_offset[BACKEND_GROUP_MAX]; /* floats; only adapted members' are read */
-    bool with_a;                                                     /* LORA_JOINT: gradients of A too */
+    bool with_a, with_b;                                             /* which factors' gradients are wanted */
 };
 
 /* Label rows on the device: row rows[i] should predict targets[i]; weights[i] is the factor of its gradient. */
@@ -165,7 +165,7 @@ struct backend_ops {
     void (*group_backward)(struct backend *be, const struct linear_group *group, const struct group_lora *lora,
                            int32_t m, const struct rows dy[], struct rows dh, bool with_dh, struct rows dx);
     /* Adds the gradients of each segment's rows to its own gradient (base + e·stride), or all to base where stride is
-     * 0. x and dh are read only where with_a. */
+     * 0. x and dh are read only where with_a, h only where with_b. */
     void (*group_gradients)(struct backend *be, const struct linear_group *group, const struct group_lora *lora,
                             const struct placed_segments *segments, const struct rows dy[], struct rows h,
                             struct rows dh, struct rows x, const struct group_gradient *where, float *base,

@@ -63,7 +63,8 @@ void group_gradients(const struct compute *c, int32_t layer, enum group group, c
                      size_t stride)
 {
     struct group_lora memory;
-    struct group_gradient where = {.with_a = c->lora->config.mode == LORA_JOINT};
+    const enum lora_mode mode = c->lora->config.mode;
+    struct group_gradient where = {.with_a = mode != LORA_FFA, .with_b = mode != LORA_FFB};
     const struct group_lora *lora = group_factors(c, layer, group, &memory);
     if (!lora)
         return;

@@ -246,13 +246,16 @@ static void set_up(struct train *t, const struct train_options *options, const s
     t->options = *options;
     t->compute = (struct compute){.be = options->backend, .config = &model->config, .use = GROUP_TRAIN};
     t->lora_config = lora->config;
+    assert(!options->alternating || lora->config.mode != LORA_JOINT);
     t->trained_count = lora->trained_count;
+    if (options->alternating && lora->frozen_count > lora->trained_count)
+        t->trained_count = lora->frozen_count;
     t->lowest = lora->config.layer_first;
     t->lowest_group = GROUP_QKV;
     while (group_rank(lora, t->lowest, t->lowest_group) == 0)
         t->lowest_group++;
     t->keep_inputs = options->backend->fused; /* LoRA's h lies in their columns */
-    t->gradient_stride = arena_cost(lora->trained_count * sizeof(float)) / sizeof(float);
+    t->gradient_stride = arena_cost(t->trained_count * sizeof(float)) / sizeof(float);
 }
 
 static int reserve(struct train *t, struct error *err)
@@ -455,8 +458,9 @@ static void check_batch(const struct train *t, const struct lora *lora, const st
     if (!lora)
         return;
     const struct lora_config *have = &lora->config, *want = &t->lora_config;
-    assert(have->mode == want->mode && have->rank == want->rank && have->targets == want->targets &&
-           have->layer_first == want->layer_first && have->layer_count == want->layer_count);
+    assert(have->mode == want->mode || (t->options.alternating && have->mode != LORA_JOINT));
+    assert(have->rank == want->rank && have->targets == want->targets && have->layer_first == want->layer_first &&
+           have->layer_count == want->layer_count);
     assert(t->compute.be->host_memory || lora->backend);
     (void)have;
     (void)want;

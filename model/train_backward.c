@@ -5,7 +5,7 @@ static const struct rows no_rows = {NULL, 0};
 /* Whether the A gradients of this group want the group's input. */
 static bool wants_input(const struct train *t, int32_t layer, enum group group)
 {
-    return t->compute.lora->config.mode == LORA_JOINT && group_rank(t->compute.lora, layer, group) > 0;
+    return t->compute.lora->config.mode != LORA_FFA && group_rank(t->compute.lora, layer, group) > 0;
 }
 
 static bool is_lowest(const struct train *t, int32_t layer, enum group group)
@@ -31,9 +31,9 @@ static void backward_group(struct train *t, int32_t layer, enum group group, int
                            struct rows x, struct rows dx)
 {
     const struct compute *c = &t->compute;
-    const bool joint = c->lora->config.mode == LORA_JOINT;
+    const bool with_a = c->lora->config.mode != LORA_FFA;
     const struct rows dh = dh_rows(t, layer, group, dy, last_width);
-    group_backward(c, layer, group, rows, dy, dh, joint, dx);
+    group_backward(c, layer, group, rows, dy, dh, with_a, dx);
     if (group_rank(c->lora, layer, group) > 0)
         group_gradients(c, layer, group, segments, dy, train_layer(t, layer)->h[group], dh, x, t->gradients,
                         t->options.per_example ? t->gradient_stride : 0);

@@ -53,7 +53,7 @@ struct train {
     int level;                       /* checkpoint level, 0 to 2 */
     bool keep_inputs;                /* xn1, xn2 and act are kept where the level keeps the rest of theirs */
     size_t gradient_stride;          /* floats between examples' gradients */
-    size_t trained_count;
+    size_t trained_count;            /* the largest of the modes that may come */
     size_t device_bytes;
     void *device;      /* one block of the backend's memory */
     struct arena host; /* and one of the host's, for what follows here up to `labels` */

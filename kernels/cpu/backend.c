@@ -283,8 +283,9 @@ static void gradients_of(const struct gradient_work *w, const struct kernel_run 
     for (int32_t i = 0; i < w->g->count; i++) {
         if (!w->lora->a[i])
             continue;
-        k->lora_grad_b(run, t0, t1, w->g->out[i], rank, w->lora->scale, dense(w->dy[i], w->g->out[i]),
-                       (const float *)w->h.at + column, r, to + w->where->b_offset[i]);
+        if (w->where->with_b)
+            k->lora_grad_b(run, t0, t1, w->g->out[i], rank, w->lora->scale, dense(w->dy[i], w->g->out[i]),
+                           (const float *)w->h.at + column, r, to + w->where->b_offset[i]);
         if (w->where->with_a)
             k->lora_grad_a(run, t0, t1, w->g->in, rank, (const float *)w->dh.at + column, r, dense(w->x, w->g->in),
                            to + w->where->a_offset[i]);

@@ -118,13 +118,15 @@ static int32_t list_gradients(struct backend *be, const struct linear_group *g, 
     for (int32_t i = 0; i < g->count; i++) {
         if (!lora->a[i])
             continue;
-        struct gradient_job *b = &jobs[count++];
-        b->left = dy[i];
-        b->right = rows_from(be, h, column);
-        b->left_width = g->out[i];
-        b->right_width = lora->rank;
-        b->scale = lora->scale;
-        b->offset = where->b_offset[i];
+        if (where->with_b) {
+            struct gradient_job *b = &jobs[count++];
+            b->left = dy[i];
+            b->right = rows_from(be, h, column);
+            b->left_width = g->out[i];
+            b->right_width = lora->rank;
+            b->scale = lora->scale;
+            b->offset = where->b_offset[i];
+        }
         const bool fits = a_job >= 0 && jobs[a_job].left_width + lora->rank <= 64;
         if (where->with_a && fits) {
             assert(where->a_offset[i] == jobs[a_job].offset + (size_t)jobs[a_job].left_width * (size_t)g->in);

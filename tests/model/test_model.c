@@ -133,6 +133,27 @@ static void test_lora_on_fused_gate_up(void)
     lora_release(&lora);
 }
 
+static void test_factors_change_places(void)
+{
+    struct lora lora;
+    struct error err = {0};
+    const struct model_config model = TINY_CONFIG;
+    const struct lora_config config = {.mode = LORA_FFA, .rank = 2, .alpha = 8, .layer_first = 2, .targets = 0x09};
+    CHECK(lora_init(&lora, &config, &model, &err) == 0);
+    const float *a = lora_a(&lora, 2, LORA_O), *b = lora_b(&lora, 2, LORA_O);
+    lora_exchange(&lora);
+    CHECK(lora.config.mode == LORA_FFB && lora.trained_count == 2 * 128 && lora.frozen_count == 2 * 128);
+    CHECK(lora_a(&lora, 2, LORA_O) == a && lora_b(&lora, 2, LORA_O) == b && a == lora.trained + 2 * 64);
+    lora_exchange(&lora);
+    CHECK(lora.config.mode == LORA_FFA && b == lora.trained + 2 * 64 && lora_b(&lora, 2, LORA_O) == b);
+    lora_release(&lora);
+    struct lora_config other = config;
+    other.mode = LORA_FFB;
+    CHECK(lora_init(&lora, &other, &model, &err) == 0);
+    CHECK(lora_a(&lora, 2, LORA_Q) == lora.trained && lora_b(&lora, 2, LORA_Q) == lora.frozen);
+    lora_release(&lora);
+}
+
 static void test_lora_refusals(void)
 {
     struct lora lora;
@@ -360,6 +381,7 @@ int main(void)
     RUN(test_lora_layout);
     RUN(test_layers_that_slide);
     RUN(test_lora_on_fused_gate_up);
+    RUN(test_factors_change_places);
     RUN(test_lora_refusals);
     RUN(test_frozen_factors_have_known_bits);
     RUN(test_batch_packing);
