@@ -62,8 +62,7 @@ bool vocabulary_unmap(bool characters, struct span text, uint8_t *out, size_t *r
     return characters ? unmap_characters(text, out, ret_len) : unmap_bytes(text, out, ret_len);
 }
 
-/* <0xXX>, upper case as the reference writes it; −1 if text is none. */
-static int byte_of(struct span text)
+int vocabulary_byte(struct span text)
 {
     static const char digits[] = "0123456789ABCDEF";
     if (text.len != 6 || memcmp(text.ptr, "<0x", 3) != 0 || text.ptr[5] != '>')
@@ -124,7 +123,7 @@ static bool read_text(const struct vocabulary *v, enum token_kind kind, struct s
     if (written)
         return vocabulary_unmap(v->characters, text, out, ret_len);
     if (v->characters && kind == TOKEN_BYTE) {
-        const int byte = byte_of(text);
+        const int byte = vocabulary_byte(text);
         *out = (uint8_t)byte;
         *ret_len = 1;
         return byte >= 0;

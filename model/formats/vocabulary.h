@@ -57,4 +57,7 @@ int32_t vocabulary_find(const struct vocabulary *v, struct span bytes);
  * for no byte (GPT-2's mapping: bytes_to_unicode of the gpt-2 repository). */
 bool MUST_USE vocabulary_unmap(bool characters, struct span text, uint8_t *out, size_t *ret_len);
 
+/* The byte that <0xXX> names, in upper case as the reference writes it; −1 if text is no such name. */
+int vocabulary_byte(struct span text);
+
 #endif
