@@ -75,7 +75,8 @@ static int map_shards(struct model_file *f, struct error *err)
 
 static int open_folder(struct model_file *f, const char *path, struct error *err)
 {
-    static const size_t bytes_max[PART_WEIGHTS] = {(size_t)1 << 20, MODEL_FILE_TOKENIZER_BYTES_MAX, (size_t)4 << 20};
+    static const size_t bytes_max[PART_WEIGHTS] = {(size_t)1 << 20, TOKENIZER_JSON_BYTES_MAX,
+                                                   TOKENIZER_CONFIG_BYTES_MAX};
     int rc = 0;
     if (strlen(path) >= sizeof f->folder)
         return error_set(err, ERR_CONFIG, "the model's path is too long");
@@ -156,7 +157,8 @@ int model_file_tokenizer(const struct model_file *file, struct tokenizer **ret_t
     else if (!file->fixed[PART_TOKENIZER].ptr)
         return error_set(err, ERR_NOT_FOUND, "%s: tokenizer.json is missing", file->name);
     else
-        return error_set(err, ERR_CONFIG, "%s: the tokenizer of a folder cannot be read yet", file->name);
+        rc = tokenizer_from_json(file->fixed[PART_TOKENIZER], file->fixed[PART_TOKENIZER_CONFIG], file->name,
+                                 &tokenizer, err);
     if (rc == 0 && tokenizer_vocabulary(tokenizer) > rows) {
         rc = error_set(err, ERR_INTEGRITY, "%s: tokenizer.json has ids up to %d, but the embedding has %d rows",
                        file->name, tokenizer_vocabulary(tokenizer) - 1, rows);

@@ -22,8 +22,6 @@
 #include "model/formats/tokenizer.h"
 #include "model/model.h"
 
-#define MODEL_FILE_TOKENIZER_BYTES_MAX ((size_t)64 << 20)
-
 struct model_file_part {
     const char *name; /* within the folder; of a GGUF file its own */
     struct span bytes;
