@@ -3,23 +3,23 @@
  * which must end in an error that names the field. (test_adapter.c, a: the simpler damages. test_hostile_gguf.c: the
  * container that GGUF adapters share with models.)
  *
- * class                                           | known from                               | tests
- * the header's length passes the file, or is huge | safetensors' audit, openasr pull 73      | test_header, a: broken
- * a header that parses into gigabytes             | reports of "header bloating"             | test_bloated_header
- * nesting as deep as the header is long           | -                                        | test_header
- * a key twice, also when written differently      | safetensors issue 401                    | test_header, a: broken
- * text behind the header's object (polyglots)     | safetensors' audit                       | test_header
- * __metadata__ that is no list of texts           | -                                        | test_header
- * overlaps, holes, bytes that belong to none      | safetensors' audit                       | test_offsets, a: broken
- * offsets of another size than the shape          | mlx issue 3363, ds4 pull 543             | test_shapes
- * the product of a shape wraps                    | LiteRT issue 9255                        | test_shapes
- * an unknown type escapes the checks              | imp issue 1603                           | test_shapes
- * numbers that are negative or no integers        | -                                        | test_offsets,
- * test_shapes factors of a shape that the model denies        | -                                        |
- * test_factor_shapes, test_gguf a rank or alpha of 0, huge, or no number        | - | test_config, test_gguf factors
- * missing or left over                    | -                                        | test_factor_names, test_gguf NaN
- * and infinite values                         | -                                        | test_values, test_gguf
- * quantised factors, another model's adapter      | -                                        | test_gguf
+ * class                                       | known from                              | tests
+ * a header's length past the file, or huge    | safetensors' audit, openasr pull 73     | test_header, a: broken
+ * a header that parses into gigabytes         | reports of "header bloating"            | test_bloated_header
+ * nesting as deep as the header is long       | -                                       | test_header
+ * a key twice, also when written differently  | safetensors issue 401                   | test_header, a: broken
+ * text behind the header's object             | safetensors' audit (polyglots)          | test_header
+ * __metadata__ that is no list of texts       | -                                       | test_header
+ * overlaps, holes, bytes that belong to none  | safetensors' audit                      | test_offsets, a: broken
+ * offsets of another size than the shape      | mlx issue 3363, ds4 pull 543            | test_shapes
+ * the product of a shape wraps                | LiteRT issue 9255                       | test_shapes
+ * an unknown type escapes the checks          | imp issue 1603                          | test_shapes
+ * numbers that are negative or no integers    | -                                       | test_offsets, _shapes
+ * factors of a shape that the model denies    | -                                       | test_factor_shapes, _gguf
+ * a rank or alpha of 0, huge, or no number    | -                                       | test_config, _gguf
+ * factors missing or left over                | -                                       | test_factor_names, _gguf
+ * NaN and infinite values                     | -                                       | test_values, _gguf
+ * quantised factors, another model's adapter  | -                                       | test_gguf
  */
 #include "tests/formats/fixtures.h"
 

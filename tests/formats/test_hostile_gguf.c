@@ -3,31 +3,31 @@
  * otherwise), each of which must end in an error that names the field. Files are written here byte by byte.
  * g: test_gguf.c, which damages a good file. t: test_tokenizer.c.
  *
- * class                                           | known from                               | tests
- * n_tensors times a size wraps                    | CVE-2024-21836, CVE-2026-27940           | test_counts
- * n_kv times a size wraps                         | CVE-2024-23605                           | test_counts
- * a text's length + 1 wraps, or passes the end    | CVE-2024-23496                           | test_strings
- * an array's count times a size wraps             | CVE-2024-21825                           | test_arrays
- * arrays in arrays, as deep as the file           | gguf-py's RecursionError                 | test_arrays
- * more dimensions than there is room for          | CVE-2024-21802                           | test_dimensions
- * the product of the dimensions wraps             | CVE-2026-33298                           | test_dimensions
- * offset + size, or the sum of sizes, wraps       | CVE-2025-53630                           | test_places
- * data beyond the file's end                      | CVE-2026-7482 (Ollama)                   | test_places
- * tensors that share bytes                        | -                                        | test_places
- * names or keys that stand twice                  | -                                        | g: flaws
- * what was not read is used                       | CVE-2024-41130, CVE-2024-39720 (Ollama)  | g: every_truncation
- * a dimension or a block of 0 divides             | GHSA-3p75-pq92-q28f, issue 8816          | test_dimensions, _types
- * an alignment of 0 divides, or a huge one wraps  | CVE-2025-0317 (Ollama), pull 24997       | test_alignments
- * a type's number outside the table               | CVE-2024-42478, pull 19856               | test_types, _arrays
- * an empty key or name trips an assertion         | issue 24884                              | test_strings
- * a value of another type than is read            | pull 26690, CVE-2024-8063 (Ollama)       | test_value_types
- * heads, layers or widths of 0, or too many       | issue 2247, CVE-2025-0315 (Ollama)       | test_hyper_parameters
- * shapes that the hyper-parameters deny           | CVE-2026-7482 (Ollama)                   | test_shapes
- * a token too long for an int                     | CVE-2025-49847                           | test_vocabularies
- * a vocabulary of another size than the model's   | pull 14145                               | test_vocabularies
- * token ids and merges out of range               | -                                        | test_vocabularies, t:
- * hostile more tokens of a text than an int holds         | CVE-2025-52566                           | t: limits NaN
- * and infinite scales, of each type           | -                                        | test_scales
+ * class                                       | known from                              | tests
+ * n_tensors times a size wraps                | CVE-2024-21836, CVE-2026-27940          | test_counts
+ * n_kv times a size wraps                     | CVE-2024-23605                          | test_counts
+ * a text's length + 1 wraps, or is too long   | CVE-2024-23496                          | test_strings
+ * an array's count times a size wraps         | CVE-2024-21825                          | test_arrays
+ * arrays in arrays, as deep as the file       | gguf-py's RecursionError                | test_arrays
+ * more dimensions than there is room for      | CVE-2024-21802                          | test_dimensions
+ * the product of the dimensions wraps         | CVE-2026-33298                          | test_dimensions
+ * offset + size, or the sum of sizes, wraps   | CVE-2025-53630                          | test_places
+ * data beyond the file's end                  | CVE-2026-7482 (Ollama)                  | test_places
+ * tensors that share bytes                    | -                                       | test_places
+ * names or keys that stand twice              | -                                       | g: flaws
+ * what was not read is used                   | CVE-2024-41130, CVE-2024-39720 (Ollama) | g: every_truncation
+ * a dimension or a block of 0 divides         | GHSA-3p75-pq92-q28f, issue 8816         | test_dimensions, _types
+ * an alignment of 0 divides, a huge one wraps | CVE-2025-0317 (Ollama), pull 24997      | test_alignments
+ * a type's number outside the table           | CVE-2024-42478, pull 19856              | test_types, _arrays
+ * an empty key or name trips an assertion     | issue 24884                             | test_strings
+ * a value of another type than is read        | pull 26690, CVE-2024-8063 (Ollama)      | test_value_types
+ * heads, layers or widths of 0, or too many   | issue 2247, CVE-2025-0315 (Ollama)      | test_hyper_parameters
+ * shapes that the hyper-parameters deny       | CVE-2026-7482 (Ollama)                  | test_shapes
+ * a token too long for an int                 | CVE-2025-49847                          | test_vocabularies
+ * a vocabulary of another size                | pull 14145                              | test_vocabularies
+ * token ids and merges out of range           | -                                       | test_vocabularies
+ * more tokens of a text than an int holds     | CVE-2025-52566                          | t: limits
+ * NaN and infinite scales, of each type       | -                                       | test_scales
  */
 #include "tests/formats/fixtures.h"
 
