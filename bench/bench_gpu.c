@@ -672,7 +672,7 @@ static void call_op(void *ctx)
         be->ops->norm_backward(be, b->m, c->d_model, gain, b->x, b->rstd, b->dxn, b->dhidden, true);
         break;
     case OP_ROPE:
-        layer_rope(&b->compute, b->m, b->ints, false, b->q, b->k);
+        layer_rope(&b->compute, 0, b->m, b->ints, false, b->q, b->k);
         break;
     case OP_ATTENTION_F:
         be->ops->attention_forward(be, &b->shape, &b->segments, b->m, b->q, b->k, b->v, b->o, b->lse);
@@ -840,7 +840,7 @@ static void bench_ops(const struct settings *s, struct backend *be, const struct
     struct layer_bench b = {.be = be,
                             .c = c,
                             .placed = t.placed,
-                            .shape = layer_attention_shape(c),
+                            .shape = model_attention_shape(c),
                             .m = m,
                             .rank = s->rank,
                             .examples = s->batch,

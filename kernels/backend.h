@@ -46,8 +46,9 @@ struct rows {
 struct linear_group {
     int32_t count, in;
     int32_t out[BACKEND_GROUP_MAX];
-    struct tensor w[BACKEND_GROUP_MAX]; /* as given: host memory, which must stay */
-    void *placed;                       /* the backend's own */
+    struct tensor w[BACKEND_GROUP_MAX];   /* as given: host memory, which must stay */
+    const float *bias[BACKEND_GROUP_MAX]; /* dev (out), added to the outputs: group_new's caller sets it. NULL: none */
+    void *placed;                         /* the backend's own */
 };
 
 /* LoRA factors on a group: y_i += scale·(x·Aᵢᵀ)·Bᵢᵀ. a[i] (rank, in), b[i] (out[i], rank), dev float32; NULL: not
@@ -73,7 +74,7 @@ struct placed_segments {
 /* Where a group's gradients go in an example's flat gradient. */
 struct group_gradient {
     size_t a_offset[BACKEND_GROUP_MAX], b_offset[BACKEND_GROUP_MAX]; /* floats; only adapted members' are read */
-    bool with_a;                                                     /* LORA_JOINT: gradients of A too */
+    bool with_a, with_b;                                             /* which factors' gradients are wanted */
 };
 
 /* Label rows on the device: row rows[i] should predict targets[i]; weights[i] is the factor of its gradient. */
@@ -151,8 +152,8 @@ struct backend_ops {
     void (*lora_load)(struct backend *be, int32_t count, struct linear_group *const groups[],
                       const struct group_lora loras[]);
 
-    /* y_i = x·Wᵢᵀ + scale·(x·Aᵢᵀ)·Bᵢᵀ. x (m, in); h (m, adapted·rank) is written. Where backend->fused and in TRAIN
-     * use, h are the columns behind x's (backend_lora_columns wide). lora NULL: none, h is not touched. */
+    /* y_i = x·Wᵢᵀ + biasᵢ + scale·(x·Aᵢᵀ)·Bᵢᵀ. x (m, in); h (m, adapted·rank) is written. Where backend->fused and in
+     * TRAIN use, h are the columns behind x's (backend_lora_columns wide). lora NULL: none, h is not touched. */
     void (*group_forward)(struct backend *be, enum group_use use, const struct linear_group *group,
                           const struct group_lora *lora, int32_t m, struct rows x, const struct rows y[],
                           struct rows h);
@@ -163,8 +164,8 @@ struct backend_ops {
      * behind the last dy's. */
     void (*group_backward)(struct backend *be, const struct linear_group *group, const struct group_lora *lora,
                            int32_t m, const struct rows dy[], struct rows dh, bool with_dh, struct rows dx);
-    /* Adds the gradients of each segment's rows to its own gradient (base + e·stride), or all to base where stride is
-     * 0. x and dh are read only where with_a. */
+    /* Writes the gradients of each segment's rows into its own gradient (base + e·stride), zeros where it has none, or
+     * the sum of all into base where stride is 0. x and dh are read only where with_a, h only where with_b. */
     void (*group_gradients)(struct backend *be, const struct linear_group *group, const struct group_lora *lora,
                             const struct placed_segments *segments, const struct rows dy[], struct rows h,
                             struct rows dh, struct rows x, const struct group_gradient *where, float *base,
@@ -177,6 +178,12 @@ struct backend_ops {
                          struct rows add, struct rows y, float *rstd);
     void (*norm_backward)(struct backend *be, int32_t m, int32_t n, const float *gain, struct rows x, const float *rstd,
                           struct rows dy, struct rows dx, bool accumulate);
+    /* The norms of each head of a row by itself: x, y, dy, dx (m, heads·head_size), gain (head_size), rstd dev (m,
+     * heads), for the forward pass or NULL. dx may be dy; y is not x. */
+    void (*head_norm_forward)(struct backend *be, int32_t m, int32_t heads, int32_t head_size, float eps,
+                              const float *gain, struct rows x, struct rows y, float *rstd);
+    void (*head_norm_backward)(struct backend *be, int32_t m, int32_t heads, int32_t head_size, const float *gain,
+                               struct rows x, const float *rstd, struct rows dy, struct rows dx);
     void (*rope)(struct backend *be, int32_t m, int32_t heads, int32_t head_size, int32_t rotated,
                  enum rope_order order, bool inverse, const float *table, const int32_t *positions, struct rows x);
     void (*gated_forward)(struct backend *be, int32_t m, int32_t n, enum gate_kind kind, struct rows gate,

@@ -46,6 +46,8 @@ struct infer {
     float *rope_table, *losses_dev;
     struct rows rows; /* (KERNEL_DECODE_ROWS, d_model) hidden rows to be scored */
     struct rows x, xn, q, k, v, o, mid, gate, up, act, compact, compact_x, last, hidden;
+    struct rows q_raw, k_raw; /* before their norms; q and k themselves where they have none */
+    struct rows block;        /* (rows_max, d_model) a block's output before its norm; at NULL where there is none */
     void *h;
 };
 
@@ -75,15 +77,24 @@ static void carve_all(struct infer *f, struct carver *c)
     f->logits = carve_host(c, KERNEL_DECODE_ROWS, (size_t)m->vocabulary * sizeof *f->logits);
     carve_arrays(c, true, rows, &f->arrays);
     carve_arrays(c, false, rows, &f->device_arrays);
-    f->rope_table = carve_floats(c, (size_t)o->context_max, (size_t)m->head_size);
+    f->rope_table = carve_floats(c, rope_table_floats(m, o->context_max), 1);
     f->losses_dev = carve_floats(c, rows, 1);
     f->rows = carve_rows(c, KERNEL_DECODE_ROWS, m->d_model, 0);
     f->x = carve_rows(c, rows, m->d_model, 0);
     f->xn = carve_rows(c, rows, m->d_model, 0);
-    carve_outputs(c, rows, 3, qkv, 0, (struct rows *const[]){&f->q, &f->k, &f->v});
+    carve_outputs(c, rows, 3, qkv, 0, (struct rows *const[]){&f->q_raw, &f->k_raw, &f->v});
+    f->q = m->qk_norm ? carve_rows(c, rows, heads, 0) : f->q_raw;
+    f->k = m->qk_norm ? carve_rows(c, rows, kv, 0) : f->k_raw;
     f->o = carve_rows(c, rows, heads, 0);
     f->mid = carve_rows(c, rows, m->d_model, 0);
-    carve_outputs(c, rows, 2, gate_up, 0, (struct rows *const[]){&f->gate, &f->up});
+    if (m->post_norms)
+        f->block = carve_rows(c, rows, m->d_model, 0);
+    if (m->fused_gate_up) {
+        f->gate = carve_rows(c, rows, gate_up_width(m), 0);
+        f->up = f->gate.at ? rows_from(c->be, f->gate, m->d_ff) : f->gate;
+    } else {
+        carve_outputs(c, rows, 2, gate_up, 0, (struct rows *const[]){&f->gate, &f->up});
+    }
     f->act = carve_rows(c, rows, m->d_ff, 0);
     f->compact = carve_rows(c, rows, heads, 0);
     f->compact_x = carve_rows(c, rows, m->d_model, 0);
@@ -128,7 +139,7 @@ static int reserve(struct infer *f, struct error *err)
         .rows = f->options.rows_max,
         .width = layer_width_max(m, GROUP_TARGETS_MAX * f->options.rank_max),
         .rank_max = f->options.rank_max,
-        .shape = layer_attention_shape(m),
+        .shape = model_attention_shape(m),
         .segment_rows = f->options.rows_max,
         .decode_length = f->options.context_max,
         .label_rows = f->options.rows_max,
@@ -157,9 +168,8 @@ int infer_new(const struct infer_options *options, const struct model *model, st
     assert(f->compute.placed->model == model);
     if ((rc = reserve(f, err)) < 0 || (rc = take_memory(f, err)) < 0 ||
         (rc = be->ops->segments_new(be, options->rows_max, options->rows_max, &f->segments, err)) < 0 ||
-        (rc = place_rope_table(be, model, options->context_max, f->rope_table, err)) < 0)
+        (rc = place_rope_table(&f->compute, model, options->context_max, f->rope_table, err)) < 0)
         goto out;
-    f->compute.rope = f->rope_table;
     f->graphs = be->ops->graph_cache_new(be);
     if ((rc = be->ops->sync(be, err)) < 0)
         goto out;
@@ -221,7 +231,7 @@ static void pass_add(struct infer *f, struct kv_cache *cache, int32_t start, con
 static void attention(struct infer *f, int32_t layer)
 {
     struct backend *be = f->compute.be;
-    const struct attention_shape shape = layer_attention_shape(f->compute.config);
+    const struct attention_shape shape = layer_attention_shape(f->compute.config, layer);
     if (f->fresh)
         be->ops->attention_forward(be, &shape, &f->segments, f->tokens, f->q, f->k, f->v, f->o, NULL);
     be->ops->attend(be, &shape, layer, f->fresh ? no_rows : f->q, f->k, f->v, f->o);
@@ -231,6 +241,17 @@ static void attention(struct infer *f, int32_t layer)
 static struct rows lora_rows(const struct infer *f, int32_t layer, enum group group)
 {
     return (struct rows){f->h, group_rank(f->compute.lora, layer, group)};
+}
+
+/* A block's last linear, and the norm behind it where the model has one. */
+static void block_output(struct infer *f, int32_t layer, enum group group, int32_t rows, struct rows x,
+                         const float *gain, struct rows to)
+{
+    const struct compute *c = &f->compute;
+    const struct model_config *m = c->config;
+    group_forward(c, layer, group, rows, x, m->post_norms ? &f->block : &to, lora_rows(f, layer, group));
+    if (m->post_norms)
+        c->be->ops->norm_forward(c->be, rows, m->d_model, m->norm_eps, gain, f->block, no_rows, to, NULL);
 }
 
 /* One layer over all rows, but in the top layer only the wanted rows beyond the attention. below is the previous
@@ -244,9 +265,15 @@ static void pass_layer(struct infer *f, int32_t layer, struct rows below)
     const bool top = layer == m->layer_count - 1;
     const int32_t rows = top ? f->wanted_count : f->tokens;
     be->ops->norm_forward(be, f->tokens, m->d_model, m->norm_eps, weights->attn_norm, f->x, below, f->xn, NULL);
-    group_forward(c, layer, GROUP_QKV, f->tokens, f->xn, (const struct rows[]){f->q, f->k, f->v},
+    group_forward(c, layer, GROUP_QKV, f->tokens, f->xn, (const struct rows[]){f->q_raw, f->k_raw, f->v},
                   lora_rows(f, layer, GROUP_QKV));
-    layer_rope(c, f->tokens, f->device_arrays.positions, false, f->q, f->k);
+    if (m->qk_norm) {
+        be->ops->head_norm_forward(be, f->tokens, m->head_count, m->head_size, m->norm_eps, weights->q_norm, f->q_raw,
+                                   f->q, NULL);
+        be->ops->head_norm_forward(be, f->tokens, m->kv_head_count, m->head_size, m->norm_eps, weights->k_norm,
+                                   f->k_raw, f->k, NULL);
+    }
+    layer_rope(c, layer, f->tokens, f->device_arrays.positions, false, f->q, f->k);
     attention(f, layer);
     if (rows == 0)
         return;
@@ -254,13 +281,13 @@ static void pass_layer(struct infer *f, int32_t layer, struct rows below)
         be->ops->gather(be, rows, m->head_count * m->head_size, f->device_arrays.wanted, f->o, f->compact);
         be->ops->gather(be, rows, m->d_model, f->device_arrays.wanted, f->x, f->compact_x);
     }
-    group_forward(c, layer, GROUP_O, rows, top ? f->compact : f->o, &f->mid, lora_rows(f, layer, GROUP_O));
+    block_output(f, layer, GROUP_O, rows, top ? f->compact : f->o, weights->attn_post_norm, f->mid);
     be->ops->norm_forward(be, rows, m->d_model, m->norm_eps, weights->ffn_norm, f->mid, top ? f->compact_x : f->x,
                           f->xn, NULL);
     group_forward(c, layer, GROUP_GATE_UP, rows, f->xn, (const struct rows[]){f->gate, f->up},
                   lora_rows(f, layer, GROUP_GATE_UP));
-    be->ops->gated_forward(be, rows, m->d_ff, GATE_SILU, f->gate, f->up, f->act);
-    group_forward(c, layer, GROUP_DOWN, rows, f->act, top ? &f->last : &f->x, lora_rows(f, layer, GROUP_DOWN));
+    be->ops->gated_forward(be, rows, m->d_ff, m->gate, f->gate, f->up, f->act);
+    block_output(f, layer, GROUP_DOWN, rows, f->act, weights->ffn_post_norm, top ? f->last : f->x);
 }
 
 static void record_pass(void *ctx)
@@ -270,7 +297,7 @@ static void record_pass(void *ctx)
     const struct model_config *m = c->config;
     struct backend *be = c->be;
     struct rows below = no_rows;
-    be->ops->embed(be, f->tokens, &c->placed->embedding, f->device_arrays.ids, 1.0f, f->x);
+    be->ops->embed(be, f->tokens, &c->placed->embedding, f->device_arrays.ids, model_embedding_scale(m), f->x);
     for (int32_t layer = 0; layer < m->layer_count; layer++) {
         pass_layer(f, layer, below);
         below = f->mid;

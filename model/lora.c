@@ -39,8 +39,10 @@ void lora_target_shape(const struct model_config *model, enum lora_target target
         *ret_out = kv;
         break;
     case LORA_GATE:
-    case LORA_UP:
         *ret_out = model->d_ff;
+        break;
+    case LORA_UP:
+        *ret_out = model->fused_gate_up ? 2 * model->d_ff : model->d_ff;
         break;
     default:
         *ret_out = model->d_model;
@@ -73,7 +75,7 @@ static int check_config(struct lora_config *c, const struct model_config *model,
 {
     if (c->scaling == 0)
         c->scaling = LORA_SCALE_RANK;
-    if (c->mode != LORA_JOINT && c->mode != LORA_FFA)
+    if (c->mode != LORA_JOINT && c->mode != LORA_FFA && c->mode != LORA_FFB)
         return error_set(err, ERR_CONFIG, "lora: unknown mode %d", (int)c->mode);
     if (c->scaling != LORA_SCALE_RANK && c->scaling != LORA_SCALE_SQRT_RANK)
         return error_set(err, ERR_CONFIG, "lora: unknown scaling %d", (int)c->scaling);
@@ -83,6 +85,12 @@ static int check_config(struct lora_config *c, const struct model_config *model,
         return error_set(err, ERR_CONFIG, "lora: alpha %g is outside 0 to 1e6", c->alpha);
     if (c->targets == 0 || c->targets & ~LORA_TARGETS_ALL)
         return error_set(err, ERR_CONFIG, "lora: targets must name at least one of q, k, v, o, gate, up, down");
+    if (model->fused_gate_up && (c->targets & LORA_TARGET_BIT(LORA_GATE))) {
+        if (!(c->targets & LORA_TARGET_BIT(LORA_UP)))
+            return error_set(err, ERR_CONFIG,
+                             "lora: this model holds gate and up as one matrix: name both as targets, or neither");
+        c->targets &= ~LORA_TARGET_BIT(LORA_GATE);
+    }
     if (c->layer_first < 0 || c->layer_first >= model->layer_count)
         return error_set(err, ERR_CONFIG, "lora: first layer %d is outside the model's 0 to %d", c->layer_first,
                          model->layer_count - 1);
@@ -129,9 +137,9 @@ int lora_init(struct lora *lora, const struct lora_config *config, const struct 
     if (!l.entries)
         return error_set(err, ERR_RESOURCES, "lora: no memory for the table of factors");
     lay_out(&l, model, &a_count, &b_count);
-    const bool joint = l.config.mode == LORA_JOINT;
-    l.trained_count = joint ? a_count + b_count : b_count;
-    l.frozen_count = joint ? 0 : a_count;
+    const bool joint = l.config.mode == LORA_JOINT, train_b = l.config.mode == LORA_FFA;
+    l.trained_count = joint ? a_count + b_count : train_b ? b_count : a_count;
+    l.frozen_count = joint ? 0 : train_b ? a_count : b_count;
     l.trained = calloc(l.trained_count, sizeof *l.trained);
     l.frozen = joint ? NULL : calloc(l.frozen_count, sizeof *l.frozen);
     if (!l.trained || (!joint && !l.frozen)) {
@@ -164,6 +172,18 @@ static const struct lora_entry *find(const struct lora *lora, int32_t layer, enu
     return i < 0 ? NULL : &lora->entries[i];
 }
 
+void lora_exchange(struct lora *lora)
+{
+    float *trained = lora->trained;
+    const size_t count = lora->trained_count;
+    assert(lora->config.mode != LORA_JOINT);
+    lora->trained = lora->frozen;
+    lora->trained_count = lora->frozen_count;
+    lora->frozen = trained;
+    lora->frozen_count = count;
+    lora->config.mode = lora->config.mode == LORA_FFA ? LORA_FFB : LORA_FFA;
+}
+
 const float *lora_a(const struct lora *lora, int32_t layer, enum lora_target target)
 {
     const struct lora_entry *e = find(lora, layer, target);
@@ -175,7 +195,9 @@ const float *lora_a(const struct lora *lora, int32_t layer, enum lora_target tar
 const float *lora_b(const struct lora *lora, int32_t layer, enum lora_target target)
 {
     const struct lora_entry *e = find(lora, layer, target);
-    return e ? lora->trained + e->b_offset : NULL;
+    if (!e)
+        return NULL;
+    return (lora->config.mode == LORA_FFB ? lora->frozen : lora->trained) + e->b_offset;
 }
 
 /* The next value of a stream of little-endian u32, read in blocks. */

@@ -3,8 +3,10 @@
  *
  * Canonical order (the federated payload; all nodes must agree on it). The A section is, for each layer from
  * layer_first up and each adapted target in the order of enum lora_target, A row-major; the B section is the same with
- * B. No padding. LORA_JOINT: trained = A section ‖ B section, frozen is empty. LORA_FFA:   trained = B section, frozen
- * = A section (Sun et al. 2024): averaging B is then exactly averaging B·A.
+ * B. No padding. LORA_JOINT: trained = A section ‖ B section, frozen is empty. LORA_FFA: trained = B section, frozen =
+ * A section (Sun et al. 2024). LORA_FFB: the other way round. With one factor frozen the update B·A is linear in the
+ * other, so averaging that one over sites is exactly averaging the update; averaging A and B that were trained together
+ * is not (docs/privacy.md measures by how much). Alternating training takes FFA and FFB in turn, with lora_exchange.
  *
  * The memory belongs to the struct. The shape never changes after init; the values are the caller's to write. Readers
  * may share one; a writer must be alone.
@@ -25,9 +27,11 @@
 
 #define LORA_RANK_MAX 256
 
-enum lora_mode { LORA_JOINT = 1, LORA_FFA = 2 };
+enum lora_mode { LORA_JOINT = 1, LORA_FFA = 2, LORA_FFB = 3 };
 enum lora_scaling { LORA_SCALE_RANK = 1, LORA_SCALE_SQRT_RANK = 2 }; /* s = α/r, or α/√r (rank-stabilised) */
 
+/* Where a model holds gate and up as one matrix (fused_gate_up), LORA_UP is that matrix, and LORA_GATE beside it is
+ * dropped from the targets. */
 enum lora_target { LORA_Q, LORA_K, LORA_V, LORA_O, LORA_GATE, LORA_UP, LORA_DOWN, LORA_TARGET_COUNT };
 #define LORA_TARGET_BIT(target) (1u << (target))
 #define LORA_TARGETS_ALL ((1u << LORA_TARGET_COUNT) - 1)
@@ -48,7 +52,7 @@ struct lora_entry {
     enum lora_target target;
     int32_t in, out;
     size_t a_offset; /* floats: into frozen for LORA_FFA, into trained otherwise */
-    size_t b_offset; /* floats, into trained */
+    size_t b_offset; /* floats: into frozen for LORA_FFB, into trained otherwise */
 };
 
 struct lora {
@@ -74,6 +78,9 @@ void lora_release(struct lora *lora); /* accepts NULL and zeroed */
  * machine. stream is called once per entry in canonical order; B is left alone. */
 void lora_fill_a(struct lora *lora, struct rng (*stream)(void *ctx, uint32_t layer, enum lora_target target),
                  void *ctx);
+
+/* LORA_FFA becomes LORA_FFB and back: the arenas change places, no value moves. Not for LORA_JOINT (asserted). */
+void lora_exchange(struct lora *lora);
 
 /* The factors of one linear; NULL if it is not adapted. */
 const float *lora_a(const struct lora *lora, int32_t layer, enum lora_target target); /* (rank, in) */

@@ -6,6 +6,31 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const char *const architecture_names[MODEL_ARCHITECTURE_COUNT + 1] = {NULL,    "llama",  "qwen2",
+                                                                             "qwen3", "gemma3", "glm4"};
+
+const char *model_architecture_name(enum model_architecture architecture)
+{
+    assert(architecture >= 1 && architecture <= MODEL_ARCHITECTURE_COUNT);
+    return architecture_names[architecture];
+}
+
+bool model_architecture_parse(const char *name, enum model_architecture *ret_architecture)
+{
+    for (int i = 1; i <= MODEL_ARCHITECTURE_COUNT; i++) {
+        if (strcmp(name, architecture_names[i]) == 0) {
+            *ret_architecture = (enum model_architecture)i;
+            return true;
+        }
+    }
+    return false;
+}
+
+double model_attention_scale(const struct model_config *config)
+{
+    return config->attention_scale > 0 ? config->attention_scale : 1 / sqrt((double)config->head_size);
+}
+
 static int check_range(const char *name, int64_t value, int64_t low, int64_t high, struct error *err)
 {
     if (value < low || value > high)
@@ -29,9 +54,13 @@ static int check_config(const struct model_config *c, struct error *err)
         {"the vocabulary", c->vocabulary, 1, MODEL_VOCABULARY_MAX},
         {"the context length", c->context_length, 1, MODEL_CONTEXT_MAX},
         {"heads times head size", (int64_t)c->head_count * c->head_size, 1, MODEL_WIDTH_MAX},
+        {"the rotated part of a head", model_rotated(c), 2, c->head_size},
+        {"the width of gate and up", c->fused_gate_up ? 2 * (int64_t)c->d_ff : c->d_ff, 1, MODEL_WIDTH_MAX},
+        {"the sliding window", c->window, 0, MODEL_CONTEXT_MAX},
+        {"the period of sliding layers", c->window_period, c->window > 0 ? 1 : 0, MODEL_LAYERS_MAX},
     };
-    if (c->architecture != MODEL_LLAMA)
-        return error_set(err, ERR_INTEGRITY, "model: architecture %d is not supported, expected llama",
+    if (c->architecture < 1 || c->architecture > MODEL_ARCHITECTURE_COUNT)
+        return error_set(err, ERR_INTEGRITY, "model: architecture %d is not one of llama, qwen2, qwen3, gemma3, glm4",
                          (int)c->architecture);
     for (size_t i = 0; i < ARRAY_LEN(ranges); i++)
         if (check_range(ranges[i].name, ranges[i].value, ranges[i].low, ranges[i].high, err) < 0)
@@ -41,11 +70,24 @@ static int check_config(const struct model_config *c, struct error *err)
                          c->kv_head_count);
     if (c->head_size % 16 != 0)
         return error_set(err, ERR_INTEGRITY, "model: head size %d is not a multiple of 16", c->head_size);
+    if (model_rotated(c) % 2 != 0)
+        return error_set(err, ERR_INTEGRITY, "model: %d values of a head are rotated, expected an even number",
+                         model_rotated(c));
+    if (c->gate != GATE_SILU && c->gate != GATE_GELU_TANH)
+        return error_set(err, ERR_INTEGRITY, "model: unknown activation of the gate");
     if (c->rope_order != ROPE_NORM && c->rope_order != ROPE_NEOX)
         return error_set(err, ERR_INTEGRITY, "model: unknown order of rotary positions");
     if (!(c->rope_base >= 1 && c->rope_base <= 1e9) || !(c->rope_scale > 0 && c->rope_scale <= 1e6))
         return error_set(err, ERR_INTEGRITY, "model: rotary base %g or scale %g is out of range (1..1e9, 0..1e6)",
                          c->rope_base, c->rope_scale);
+    if (c->rope_base_sliding != 0 && !(c->rope_base_sliding >= 1 && c->rope_base_sliding <= 1e9))
+        return error_set(err, ERR_INTEGRITY, "model: rotary base %g of sliding layers is out of range (1..1e9)",
+                         c->rope_base_sliding);
+    if (!(c->attention_scale >= 0 && c->attention_scale <= 1) ||
+        !(c->embedding_scale >= 0 && c->embedding_scale <= 1e4))
+        return error_set(err, ERR_INTEGRITY,
+                         "model: attention scale %g or embedding scale %g is out of range (0..1, 0..10000)",
+                         c->attention_scale, c->embedding_scale);
     if (!(c->norm_eps > 0 && c->norm_eps < 1))
         return error_set(err, ERR_INTEGRITY, "model: the norm's epsilon is %g, expected more than 0 and less than 1",
                          (double)c->norm_eps);
@@ -78,8 +120,13 @@ static int check_matrix(const char *name, int layer, const struct tensor *t, int
     return 0;
 }
 
-static int check_gain(const char *name, int layer, const struct tensor *t, int32_t n, struct error *err)
+/* wanted: whether the configuration has it. */
+static int check_vector(const char *name, int layer, const struct tensor *t, int32_t n, bool wanted, struct error *err)
 {
+    if (!wanted && !t->data)
+        return 0;
+    if (!wanted)
+        return error_set(err, ERR_INTEGRITY, "model: tensor blk.%d.%s is not part of this architecture", layer, name);
     int rc = check_matrix(name, layer, t, 1, n, err);
     if (rc < 0)
         return rc;
@@ -87,7 +134,7 @@ static int check_gain(const char *name, int layer, const struct tensor *t, int32
         return error_set(err, ERR_INTEGRITY, "model: tensor %s of layer %d has type %s, expected F32", name, layer,
                          tensor_type_name(t->type));
     for (int32_t i = 0; i < n; i++)
-        if (!isfinite(model_gain(t)[i]))
+        if (!isfinite(model_vector(t)[i]))
             return error_set(err, ERR_INTEGRITY, "model: tensor %s of layer %d holds a value that is not finite", name,
                              layer);
     return 0;
@@ -97,21 +144,39 @@ static int check_layer(const struct model *model, int layer, struct error *err)
 {
     const struct model_config *c = &model->config;
     const struct model_layer *l = &model->layers[layer];
-    const int32_t heads = c->head_count * c->head_size, kv = c->kv_head_count * c->head_size;
+    const int32_t heads = c->head_count * c->head_size, kv = c->kv_head_count * c->head_size, d = c->d_model;
+    const int32_t up = c->fused_gate_up ? 2 * c->d_ff : c->d_ff;
     const struct {
         const char *name;
         const struct tensor *tensor;
         int32_t out, in;
     } matrices[] = {
-        {"attn_q", &l->q, heads, c->d_model},        {"attn_k", &l->k, kv, c->d_model},
-        {"attn_v", &l->v, kv, c->d_model},           {"attn_output", &l->o, c->d_model, heads},
-        {"ffn_gate", &l->gate, c->d_ff, c->d_model}, {"ffn_up", &l->up, c->d_ff, c->d_model},
-        {"ffn_down", &l->down, c->d_model, c->d_ff},
+        {"attn_q", &l->q, heads, d},        {"attn_k", &l->k, kv, d},  {"attn_v", &l->v, kv, d},
+        {"attn_output", &l->o, d, heads},   {"ffn_up", &l->up, up, d}, {"ffn_down", &l->down, d, c->d_ff},
+        {"ffn_gate", &l->gate, c->d_ff, d},
     };
-    int rc = check_gain("attn_norm", layer, &l->attn_norm, c->d_model, err);
-    if (rc == 0)
-        rc = check_gain("ffn_norm", layer, &l->ffn_norm, c->d_model, err);
-    for (size_t i = 0; rc == 0 && i < ARRAY_LEN(matrices); i++)
+    const struct {
+        const char *name;
+        const struct tensor *tensor;
+        int32_t n;
+        bool wanted;
+    } vectors[] = {
+        {"attn_norm", &l->attn_norm, d, true},
+        {"ffn_norm", &l->ffn_norm, d, true},
+        {"attn_q.bias", &l->q_bias, heads, c->qkv_bias},
+        {"attn_k.bias", &l->k_bias, kv, c->qkv_bias},
+        {"attn_v.bias", &l->v_bias, kv, c->qkv_bias},
+        {"attn_q_norm", &l->q_norm, c->head_size, c->qk_norm},
+        {"attn_k_norm", &l->k_norm, c->head_size, c->qk_norm},
+        {"post_attention_norm", &l->attn_post_norm, d, c->post_norms},
+        {"post_ffw_norm", &l->ffn_post_norm, d, c->post_norms},
+    };
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < ARRAY_LEN(vectors); i++)
+        rc = check_vector(vectors[i].name, layer, vectors[i].tensor, vectors[i].n, vectors[i].wanted, err);
+    if (rc == 0 && c->fused_gate_up && l->gate.data)
+        rc = error_set(err, ERR_INTEGRITY, "model: tensor blk.%d.ffn_gate beside one that holds gate and up", layer);
+    for (size_t i = 0; rc == 0 && i < ARRAY_LEN(matrices) - c->fused_gate_up; i++)
         rc = check_matrix(matrices[i].name, layer, matrices[i].tensor, matrices[i].out, matrices[i].in, err);
     return rc;
 }
@@ -123,11 +188,11 @@ int model_validate(const struct model *model, struct error *err)
     if (rc == 0)
         rc = check_matrix("token_embd", -1, &model->token_embd, c->vocabulary, c->d_model, err);
     if (rc == 0)
-        rc = check_gain("output_norm", -1, &model->output_norm, c->d_model, err);
+        rc = check_vector("output_norm", -1, &model->output_norm, c->d_model, true, err);
     if (rc == 0 && model->output.data)
         rc = check_matrix("output", -1, &model->output, c->vocabulary, c->d_model, err);
     if (rc == 0 && model->rope_freqs.data)
-        rc = check_gain("rope_freqs", -1, &model->rope_freqs, c->head_size / 2, err);
+        rc = check_vector("rope_freqs", -1, &model->rope_freqs, model_rotated(c) / 2, true, err);
     for (int32_t layer = 0; rc == 0 && layer < c->layer_count; layer++)
         rc = check_layer(model, layer, err);
     return rc;

@@ -13,35 +13,59 @@ static const struct tensor *layer_weight(const struct model_layer *l, enum lora_
     return all[target];
 }
 
-/* All gains in one device block: two of each layer, then the output's. */
-static int place_gains(struct placed_model *p, struct error *err)
+/* Norms and biases: one device block, handed out in turn. */
+struct vectors {
+    struct backend *be;
+    uint8_t *next; /* NULL: count, or borrow where host memory will do */
+    size_t bytes;
+};
+
+static void place_vector(struct vectors *v, const struct tensor *from, const float **to)
+{
+    const size_t bytes = ((size_t)from->in * sizeof(float) + 255) & ~(size_t)255;
+    *to = model_vector(from);
+    if (!from->data)
+        return;
+    v->bytes += bytes;
+    if (!v->next)
+        return;
+    v->be->ops->upload(v->be, v->next, from->data, (size_t)from->in * sizeof(float));
+    *to = (const float *)(const void *)v->next;
+    v->next += bytes;
+}
+
+static void place_all_vectors(struct placed_model *p, struct vectors *v)
 {
     const struct model *m = p->model;
-    struct backend *be = p->backend;
-    const size_t n = (size_t)m->config.d_model, layers = (size_t)m->config.layer_count;
-    if (!be->host_memory) {
-        int rc = be->ops->alloc(be, (2 * layers + 1) * n * sizeof(float), &p->gains, err);
-        if (rc < 0)
-            return rc;
+    place_vector(v, &m->output_norm, &p->output_norm);
+    for (int32_t i = 0; i < m->config.layer_count; i++) {
+        const struct model_layer *l = &m->layers[i];
+        struct placed_layer *to = &p->layers[i];
+        const float **bias = to->groups[GROUP_QKV].bias;
+        place_vector(v, &l->attn_norm, &to->attn_norm);
+        place_vector(v, &l->q_bias, &bias[0]);
+        place_vector(v, &l->k_bias, &bias[1]);
+        place_vector(v, &l->v_bias, &bias[2]);
+        place_vector(v, &l->q_norm, &to->q_norm);
+        place_vector(v, &l->k_norm, &to->k_norm);
+        place_vector(v, &l->attn_post_norm, &to->attn_post_norm);
+        place_vector(v, &l->ffn_norm, &to->ffn_norm);
+        place_vector(v, &l->ffn_post_norm, &to->ffn_post_norm);
     }
-    float *next = p->gains;
-    for (size_t i = 0; i < layers; i++) {
-        const float *const gains[2] = {model_gain(&m->layers[i].attn_norm), model_gain(&m->layers[i].ffn_norm)};
-        const float **const to[2] = {&p->layers[i].attn_norm, &p->layers[i].ffn_norm};
-        for (int j = 0; j < 2; j++) {
-            *to[j] = gains[j];
-            if (!next)
-                continue;
-            be->ops->upload(be, next, gains[j], n * sizeof(float));
-            *to[j] = next;
-            next += n;
-        }
-    }
-    p->output_norm = model_gain(&m->output_norm);
-    if (next) {
-        be->ops->upload(be, next, p->output_norm, n * sizeof(float));
-        p->output_norm = next;
-    }
+}
+
+/* After the groups, which do not know of their biases. */
+static int place_vectors(struct placed_model *p, struct error *err)
+{
+    struct vectors v = {.be = p->backend};
+    place_all_vectors(p, &v);
+    if (v.be->host_memory)
+        return 0;
+    int rc = v.be->ops->alloc(v.be, v.bytes, &p->vectors, err);
+    if (rc < 0)
+        return rc;
+    v.next = p->vectors;
+    place_all_vectors(p, &v);
     return 0;
 }
 
@@ -68,7 +92,8 @@ int placed_model_check(struct backend *backend, const struct model *model, struc
         count_weights(&model->output, &values, &bytes);
     for (int32_t layer = 0; layer < c->layer_count; layer++)
         for (int target = 0; target < LORA_TARGET_COUNT; target++)
-            count_weights(layer_weight(&model->layers[layer], (enum lora_target)target), &values, &bytes);
+            if (layer_weight(&model->layers[layer], (enum lora_target)target)->data)
+                count_weights(layer_weight(&model->layers[layer], (enum lora_target)target), &values, &bytes);
     return backend->ops->weights_fit(backend, values, bytes, err);
 }
 
@@ -77,9 +102,10 @@ static int place_layer(struct placed_model *p, int32_t layer, struct error *err)
     struct backend *be = p->backend;
     for (int group = 0; group < GROUP_COUNT; group++) {
         const struct tensor *w[GROUP_TARGETS_MAX] = {NULL};
-        const int size = group_size((enum group)group);
+        const struct model_config *config = &p->model->config;
+        const int size = group_size(config, (enum group)group), first = (int)group_first(config, (enum group)group);
         for (int i = 0; i < size; i++)
-            w[i] = layer_weight(&p->model->layers[layer], (enum lora_target)(group_first((enum group)group) + i));
+            w[i] = layer_weight(&p->model->layers[layer], (enum lora_target)(first + i));
         int rc = be->ops->group_new(be, size, w, size * p->rank_max, &p->layers[layer].groups[group], err);
         if (rc < 0)
             return rc;
@@ -100,8 +126,6 @@ int placed_model_new(struct backend *backend, const struct model *model, int32_t
     p->tied = head == embedding;
     int rc = placed_model_check(backend, model, err);
     if (rc == 0)
-        rc = place_gains(p, err);
-    if (rc == 0)
         rc = backend->ops->group_new(backend, 1, &embedding, 0, &p->embedding, err);
     if (rc == 0 && p->tied)
         p->head = p->embedding;
@@ -109,6 +133,8 @@ int placed_model_new(struct backend *backend, const struct model *model, int32_t
         rc = backend->ops->group_new(backend, 1, &head, 0, &p->head, err);
     for (int32_t layer = 0; rc == 0 && layer < model->config.layer_count; layer++)
         rc = place_layer(p, layer, err);
+    if (rc == 0)
+        rc = place_vectors(p, err);
     if (rc == 0)
         rc = backend->ops->sync(backend, err);
     if (rc < 0) {
@@ -130,7 +156,7 @@ void placed_model_free(struct placed_model *p)
     be->ops->group_free(be, &p->embedding);
     if (!p->tied)
         be->ops->group_free(be, &p->head);
-    be->ops->release(be, p->gains);
+    be->ops->release(be, p->vectors);
     free(p);
 }
 

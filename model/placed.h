@@ -27,7 +27,8 @@ enum group { GROUP_QKV, GROUP_O, GROUP_GATE_UP, GROUP_DOWN, GROUP_COUNT };
 
 struct placed_layer {
     struct linear_group groups[GROUP_COUNT];
-    const float *attn_norm, *ffn_norm; /* dev (d_model) */
+    const float *attn_norm, *ffn_norm, *attn_post_norm, *ffn_post_norm; /* dev (d_model); NULL: none */
+    const float *q_norm, *k_norm;                                       /* dev (head_size); NULL: none */
 };
 
 struct placed_model {
@@ -37,7 +38,7 @@ struct placed_model {
     struct linear_group embedding, head; /* groups of one; the same placement if tied */
     bool tied;
     const float *output_norm; /* dev (d_model) */
-    void *gains;              /* owned memory of all gains; NULL where they are borrowed */
+    void *vectors;            /* owned memory of all norms and biases; NULL where they are borrowed */
     struct placed_layer layers[MODEL_LAYERS_MAX];
 };
 

@@ -26,7 +26,12 @@ static void carve_gate(struct train *t, struct carver *c, const struct lora *lor
     const struct model_config *m = t->compute.config;
     const int32_t up_rank = group_rank(lora, layer, GROUP_GATE_UP), down_rank = group_rank(lora, layer, GROUP_DOWN);
     const int32_t widths[2] = {m->d_ff, m->d_ff};
-    carve_outputs(c, padded(t), 2, widths, up_rank, (struct rows *const[]){&a->gate, &a->up});
+    if (m->fused_gate_up) {
+        a->gate = carve_rows(c, padded(t), gate_up_width(m), up_rank);
+        a->up = a->gate.at ? rows_from(c->be, a->gate, m->d_ff) : a->gate;
+    } else {
+        carve_outputs(c, padded(t), 2, widths, up_rank, (struct rows *const[]){&a->gate, &a->up});
+    }
     if (inputs) {
         a->xn2 = carve_rows(c, padded(t), m->d_model, up_rank);
         a->act = carve_rows(c, padded(t), m->d_ff, down_rank);
@@ -42,10 +47,22 @@ static void carve_attention(struct train *t, struct carver *c, const struct lora
     const int32_t heads = m->head_count * m->head_size, kv = m->kv_head_count * m->head_size;
     const int32_t qkv_rank = group_rank(lora, layer, GROUP_QKV), o_rank = group_rank(lora, layer, GROUP_O);
     const int32_t widths[3] = {heads, kv, kv};
-    carve_outputs(c, padded(t), 3, widths, 0, (struct rows *const[]){&a->q, &a->k, &a->v});
+    carve_outputs(c, padded(t), 3, widths, 0, (struct rows *const[]){&a->q_raw, &a->k_raw, &a->v});
+    a->q = a->q_raw;
+    a->k = a->k_raw;
+    if (m->qk_norm) {
+        a->q = carve_rows(c, padded(t), heads, 0);
+        a->k = carve_rows(c, padded(t), kv, 0);
+        a->rstd_q = carve_floats(c, padded(t), (size_t)m->head_count);
+        a->rstd_k = carve_floats(c, padded(t), (size_t)m->kv_head_count);
+    }
     a->o = carve_rows(c, padded(t), heads, o_rank);
     a->lse = carve_floats(c, padded(t), (size_t)m->head_count);
-    a->mid = carve_rows(c, padded(t), m->d_model, 0);
+    a->mid = a->o_out = carve_rows(c, padded(t), m->d_model, 0);
+    if (m->post_norms) {
+        a->o_out = carve_rows(c, padded(t), m->d_model, 0);
+        a->rstd_o = carve_floats(c, padded(t), 1);
+    }
     a->rstd1 = carve_floats(c, padded(t), 1);
     a->rstd2 = carve_floats(c, padded(t), 1);
     if (inputs)
@@ -75,6 +92,10 @@ static void carve_layers(struct train *t, struct carver *c, const struct lora *l
         const bool adapted = layer >= lowest;
         struct activations a = shared;
         a.x = carve_rows(c, padded(t), m->d_model, 0);
+        if (m->post_norms) {
+            a.down_out = carve_rows(c, padded(t), m->d_model, 0);
+            a.rstd_down = carve_floats(c, padded(t), 1);
+        }
         if (t->level < 2 || !adapted)
             carve_attention(t, c, adapted ? lora : NULL, layer, t->keep_inputs && adapted, &a);
         else if (layer == m->layer_count - 1)
@@ -99,6 +120,8 @@ static void carve_gradients(struct train *t, struct carver *c, const struct lora
     t->dx = carve_rows(c, padded(t), m->d_model, narrow);
     t->dx_inner = carve_rows(c, padded(t), m->d_model, narrow);
     t->dxn = carve_rows(c, padded(t), m->d_model, 0);
+    if (m->post_norms)
+        t->dblock = carve_rows(c, padded(t), m->d_model, narrow);
     t->dact = carve_rows(c, padded(t), m->d_ff, 0);
     carve_outputs(c, padded(t), 3, widths, group_rank(lora, t->lowest, GROUP_QKV),
                   (struct rows *const[]){&t->dq, &t->dk, &t->dv});
@@ -134,7 +157,7 @@ static void carve_all(struct train *t, struct carver *c, const struct lora *lora
     t->label_offsets = carve_host(c, (size_t)o->examples_max + 1, sizeof *t->label_offsets);
     carve_staged(c, true, padded(t), &t->host_batch);
     carve_staged(c, false, padded(t), &t->batch_arrays);
-    t->rope_table = carve_floats(c, (size_t)o->example_tokens_max, (size_t)m->head_size);
+    t->rope_table = carve_floats(c, rope_table_floats(m, o->example_tokens_max), 1);
     t->compact = carve_rows(c, padded(t), heads, group_rank(lora, m->layer_count - 1, GROUP_O));
     t->compact_x = carve_rows(c, padded(t), m->d_model, 0);
     carve_layers(t, c, lora);
@@ -223,13 +246,16 @@ static void set_up(struct train *t, const struct train_options *options, const s
     t->options = *options;
     t->compute = (struct compute){.be = options->backend, .config = &model->config, .use = GROUP_TRAIN};
     t->lora_config = lora->config;
+    assert(!options->alternating || lora->config.mode != LORA_JOINT);
     t->trained_count = lora->trained_count;
+    if (options->alternating && lora->frozen_count > lora->trained_count)
+        t->trained_count = lora->frozen_count;
     t->lowest = lora->config.layer_first;
     t->lowest_group = GROUP_QKV;
     while (group_rank(lora, t->lowest, t->lowest_group) == 0)
         t->lowest_group++;
     t->keep_inputs = options->backend->fused; /* LoRA's h lies in their columns */
-    t->gradient_stride = arena_cost(lora->trained_count * sizeof(float)) / sizeof(float);
+    t->gradient_stride = arena_cost(t->trained_count * sizeof(float)) / sizeof(float);
 }
 
 static int reserve(struct train *t, struct error *err)
@@ -238,7 +264,7 @@ static int reserve(struct train *t, struct error *err)
     const struct backend_needs needs = {
         .rows = (int32_t)padded(t),
         .width = layer_width_max(m, GROUP_TARGETS_MAX * t->lora_config.rank),
-        .shape = layer_attention_shape(m),
+        .shape = model_attention_shape(m),
         .segment_rows = t->options.example_tokens_max,
         .label_rows = (int32_t)padded(t),
         .vocabulary = m->vocabulary,
@@ -293,9 +319,8 @@ int train_new(const struct train_options *options, const struct model *model, co
         goto out;
     choose_level(t, lora);
     if ((rc = take_memory(t, lora, err)) < 0 ||
-        (rc = place_rope_table(be, model, options->example_tokens_max, t->rope_table, err)) < 0)
+        (rc = place_rope_table(&t->compute, model, options->example_tokens_max, t->rope_table, err)) < 0)
         goto out;
-    t->compute.rope = t->rope_table;
     if (be->tuned && (rc = warm_up(t, lora, err)) < 0)
         goto out;
     t->graphs = be->ops->graph_cache_new(be);
@@ -335,28 +360,39 @@ int train_level(const struct train *train)
 /* --- forward ----------------------------------------------------------------------------------------------------- */
 
 /* The attention block. below is added to a->x first: a layer's feed-forward output and the residual stream under it
- * come together in the next layer's norm. Leaves the output projection, without the residual added, in a->mid for the
+ * come together in the next layer's norm. Leaves the block's output, without the residual added, in a->mid for the
  * inner rows. */
 struct rows train_forward_attention(struct train *t, int32_t layer, struct rows below)
 {
     const struct compute *c = &t->compute;
     const struct model_config *config = c->config;
+    const struct placed_layer *weights = &c->placed->layers[layer];
     struct backend *be = c->be;
-    const struct attention_shape shape = layer_attention_shape(config);
+    const struct attention_shape shape = layer_attention_shape(config, layer);
+    const bool inner = layer == config->layer_count - 1;
+    const int32_t rows = inner ? t->inner_rows : t->rows;
     struct activations *a = train_layer(t, layer);
-    be->ops->norm_forward(be, t->rows, config->d_model, config->norm_eps, c->placed->layers[layer].attn_norm, a->x,
-                          below, a->xn1, a->rstd1);
-    group_forward(c, layer, GROUP_QKV, t->rows, a->xn1, (const struct rows[]){a->q, a->k, a->v}, a->h[GROUP_QKV]);
-    layer_rope(c, t->rows, t->batch_arrays.positions, false, a->q, a->k);
-    be->ops->attention_forward(be, &shape, &t->tokens, t->rows, a->q, a->k, a->v, a->o, a->lse);
-    if (layer < config->layer_count - 1) {
-        group_forward(c, layer, GROUP_O, t->rows, a->o, &a->mid, a->h[GROUP_O]);
-        return a->x;
+    be->ops->norm_forward(be, t->rows, config->d_model, config->norm_eps, weights->attn_norm, a->x, below, a->xn1,
+                          a->rstd1);
+    group_forward(c, layer, GROUP_QKV, t->rows, a->xn1, (const struct rows[]){a->q_raw, a->k_raw, a->v},
+                  a->h[GROUP_QKV]);
+    if (config->qk_norm) {
+        be->ops->head_norm_forward(be, t->rows, shape.heads, shape.head_size, config->norm_eps, weights->q_norm,
+                                   a->q_raw, a->q, a->rstd_q);
+        be->ops->head_norm_forward(be, t->rows, shape.kv_heads, shape.head_size, config->norm_eps, weights->k_norm,
+                                   a->k_raw, a->k, a->rstd_k);
     }
-    be->ops->gather(be, t->inner_rows, shape.heads * shape.head_size, t->batch_arrays.label_rows, a->o, t->compact);
-    be->ops->gather(be, t->inner_rows, config->d_model, t->batch_arrays.label_rows, a->x, t->compact_x);
-    group_forward(c, layer, GROUP_O, t->inner_rows, t->compact, &a->mid, a->h[GROUP_O]);
-    return t->compact_x;
+    layer_rope(c, layer, t->rows, t->batch_arrays.positions, false, a->q, a->k);
+    be->ops->attention_forward(be, &shape, &t->tokens, t->rows, a->q, a->k, a->v, a->o, a->lse);
+    if (inner) {
+        be->ops->gather(be, rows, shape.heads * shape.head_size, t->batch_arrays.label_rows, a->o, t->compact);
+        be->ops->gather(be, rows, config->d_model, t->batch_arrays.label_rows, a->x, t->compact_x);
+    }
+    group_forward(c, layer, GROUP_O, rows, inner ? t->compact : a->o, &a->o_out, a->h[GROUP_O]);
+    if (config->post_norms)
+        be->ops->norm_forward(be, rows, config->d_model, config->norm_eps, weights->attn_post_norm, a->o_out, no_rows,
+                              a->mid, a->rstd_o);
+    return inner ? t->compact_x : a->x;
 }
 
 void train_forward_gate(struct train *t, int32_t layer, int32_t rows, struct rows residual)
@@ -366,8 +402,20 @@ void train_forward_gate(struct train *t, int32_t layer, int32_t rows, struct row
     struct activations *a = train_layer(t, layer);
     be->ops->norm_forward(be, rows, c->config->d_model, c->config->norm_eps, c->placed->layers[layer].ffn_norm, a->mid,
                           residual, a->xn2, a->rstd2);
-    group_forward(c, layer, GROUP_GATE_UP, rows, a->xn2, (const struct rows[]){a->gate, a->up}, a->h[GROUP_GATE_UP]);
-    be->ops->gated_forward(be, rows, c->config->d_ff, GATE_SILU, a->gate, a->up, a->act);
+    group_forward(c, layer, GROUP_GATE_UP, rows, a->xn2, train_gate_up(a).rows, a->h[GROUP_GATE_UP]);
+    be->ops->gated_forward(be, rows, c->config->d_ff, c->config->gate, a->gate, a->up, a->act);
+}
+
+/* From act to `out`, without the residual stream in a->mid added. */
+static void forward_down(struct train *t, int32_t layer, int32_t rows, struct rows out)
+{
+    const struct compute *c = &t->compute;
+    struct activations *a = train_layer(t, layer);
+    const bool post = c->config->post_norms;
+    group_forward(c, layer, GROUP_DOWN, rows, a->act, post ? &a->down_out : &out, a->h[GROUP_DOWN]);
+    if (post)
+        c->be->ops->norm_forward(c->be, rows, c->config->d_model, c->config->norm_eps,
+                                 c->placed->layers[layer].ffn_post_norm, a->down_out, no_rows, out, a->rstd_down);
 }
 
 /* Fills hidden (labels, d) and what the backward pass needs. */
@@ -378,15 +426,14 @@ static void forward(struct train *t)
     struct backend *be = c->be;
     const int32_t top = config->layer_count - 1;
     struct rows below = no_rows;
-    be->ops->embed(be, t->rows, &c->placed->embedding, t->batch_arrays.ids, 1.0f, train_layer(t, 0)->x);
+    be->ops->embed(be, t->rows, &c->placed->embedding, t->batch_arrays.ids, model_embedding_scale(config),
+                   train_layer(t, 0)->x);
     for (int32_t layer = 0; layer <= top; layer++) {
         const int32_t rows = layer == top ? t->inner_rows : t->rows;
-        struct activations *a = train_layer(t, layer);
         const struct rows residual = train_forward_attention(t, layer, below);
-        const struct rows out = layer == top ? t->last : train_layer(t, layer + 1)->x;
         train_forward_gate(t, layer, rows, residual);
-        group_forward(c, layer, GROUP_DOWN, rows, a->act, &out, a->h[GROUP_DOWN]);
-        below = a->mid;
+        forward_down(t, layer, rows, layer == top ? t->last : train_layer(t, layer + 1)->x);
+        below = train_layer(t, layer)->mid;
     }
     be->ops->norm_forward(be, t->inner_rows, config->d_model, config->norm_eps, c->placed->output_norm, t->last, below,
                           t->hidden, t->rstd_final);
@@ -411,8 +458,9 @@ static void check_batch(const struct train *t, const struct lora *lora, const st
     if (!lora)
         return;
     const struct lora_config *have = &lora->config, *want = &t->lora_config;
-    assert(have->mode == want->mode && have->rank == want->rank && have->targets == want->targets &&
-           have->layer_first == want->layer_first && have->layer_count == want->layer_count);
+    assert(have->mode == want->mode || (t->options.alternating && have->mode != LORA_JOINT));
+    assert(have->rank == want->rank && have->targets == want->targets && have->layer_first == want->layer_first &&
+           have->layer_count == want->layer_count);
     assert(t->compute.be->host_memory || lora->backend);
     (void)have;
     (void)want;
@@ -497,7 +545,8 @@ void train_run(struct train *train, const struct lora *lora, const struct batch 
     const size_t gradients = train->options.per_example ? (size_t)batch->examples : 1;
     assert(lora);
     check_batch(train, lora, batch);
-    be->ops->zero(be, train->gradients, gradients * train->gradient_stride * sizeof *train->gradients);
+    if (batch->labels == 0) /* the pass writes every value of every example's gradient, but there is none then */
+        be->ops->zero(be, train->gradients, gradients * train->gradient_stride * sizeof *train->gradients);
     run(train, lora, batch, record_step);
 }
 

@@ -6,8 +6,8 @@
  * - Everything is allocated by train_new; train_run allocates nothing.
  * - An example's loss and gradient have the same bits whatever its batchmates, its place in the batch and the number of
  *   threads are (with one backend). DP-SGD's sensitivity rests on it.
- * - A gradient has lora->trained_count floats in lora.h's canonical order: what clip_accumulate, adamw and sgd take.
- *   The checkpoint level does not change its bits.
+ * - A gradient has the trained_count floats of the run's lora in lora.h's canonical order: what clip_accumulate, adamw
+ * and sgd take. The checkpoint level does not change its bits.
  *
  * One struct train is used by one thread at a time; the model and the LoRA factors are only read.
  *
@@ -39,8 +39,9 @@ struct train_options {
     int32_t examples_max;        /* examples of a batch */
     int32_t example_tokens_max;  /* rows of one example, ≤ the model's context_length */
     bool per_example;            /* one gradient per example (DP); false: one, the sum over the batch's examples */
-    bool noise;                  /* the backend's noise_begin will be called for trained_count values */
-    int checkpoint_level;        /* 0, 1, 2 or TRAIN_LEVEL_AUTO */
+    bool alternating;     /* lora is LORA_FFA or LORA_FFB, and either of them may come to train_run (lora_exchange) */
+    bool noise;           /* the backend's noise_begin will be called for trained_count values */
+    int checkpoint_level; /* 0, 1, 2 or TRAIN_LEVEL_AUTO */
 };
 
 struct train;

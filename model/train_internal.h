@@ -16,14 +16,20 @@ struct activations {
     float *rstd1;               /* (M) */
     struct rows q;              /* (M, heads·size) rotated */
     struct rows k, v;           /* (M, kv·size), k rotated */
+    struct rows q_raw, k_raw;   /* as projected, where they are normalised; otherwise q and k themselves */
+    float *rstd_q, *rstd_k;     /* (M, heads), (M, kv heads); NULL where they are not normalised */
     struct rows o;              /* (M, heads·size) attention's output */
     float *lse;                 /* (M, heads) */
+    struct rows o_out;          /* (R, d) as projected, where it is normalised; otherwise mid itself */
+    float *rstd_o;              /* (R) or NULL */
     struct rows mid;            /* (R, d) the residual stream after the attention block */
     struct rows xn2;            /* (R, d) normalised: input of gate, up */
     float *rstd2;               /* (R) */
     struct rows gate;           /* (R, ff); the backward pass turns it into its gradient in place */
     struct rows up;             /* (R, ff); likewise */
     struct rows act;            /* (R, ff) act(gate)·up: input of down */
+    struct rows down_out;       /* (R, d) as projected, where it is normalised; kept at all levels. Otherwise at NULL */
+    float *rstd_down;           /* (R) or NULL */
     struct rows h[GROUP_COUNT]; /* (M or R, group_rank) x·Aᵀ of each group; at NULL if the layer adapts none of it */
 };
 
@@ -47,7 +53,7 @@ struct train {
     int level;                       /* checkpoint level, 0 to 2 */
     bool keep_inputs;                /* xn1, xn2 and act are kept where the level keeps the rest of theirs */
     size_t gradient_stride;          /* floats between examples' gradients */
-    size_t trained_count;
+    size_t trained_count;            /* the largest of the modes that may come */
     size_t device_bytes;
     void *device;      /* one block of the backend's memory */
     struct arena host; /* and one of the host's, for what follows here up to `labels` */
@@ -68,6 +74,7 @@ struct train {
     struct rows dx;        /* (M, d) gradient of the residual stream */
     struct rows dx_inner;  /* (M, d) the same at the top layer's inner rows */
     struct rows dxn;       /* (M, d) */
+    struct rows dblock;    /* (M, d) gradient of a block's output before its norm; at NULL without such norms */
     struct rows dact;      /* (M, ff) */
     struct rows dq, dk, dv;
     struct rows do_;      /* (M, heads·size) */
@@ -92,6 +99,14 @@ static inline struct activations *train_layer(struct train *t, int32_t layer)
 struct rows train_forward_attention(struct train *t, int32_t layer, struct rows below);
 /* From mid (residual added first unless NULL) to act. */
 void train_forward_gate(struct train *t, int32_t layer, int32_t rows, struct rows residual);
+/* The outputs of the group GATE_UP as group_forward takes them. */
+struct gate_up {
+    struct rows rows[2];
+};
+static inline struct gate_up train_gate_up(const struct activations *a)
+{
+    return (struct gate_up){{a->gate, a->up}};
+}
 
 /* From the loss's gradient in dxn (inner rows) down to the lowest adapted layer, filling the gradients. */
 void train_backward(struct train *t);

@@ -4,6 +4,7 @@
 #include "crypto/random.h"
 #include "crypto/secret.h"
 #include "model/formats/adapter.h"
+#include "node/base_hash.h"
 #include "node/commands.h"
 #include "node/jobs/account.h"
 #include "node/jobs/local_plan.h"
@@ -380,29 +381,27 @@ out:
 
 int command_model_describe(struct cli *cli, struct error *err)
 {
-    struct model *model = calloc(1, sizeof *model);
-    struct gguf *gguf = NULL;
+    struct model_file *file = NULL;
+    struct cli as_json = *cli;
     uint8_t hash[HASH_SIZE];
     char text[2 * HASH_SIZE + 1];
-    int rc;
+    int rc = model_file_open(cli->args[0], &file, err);
 
-    if (!model)
-        return error_set(err, ERR_RESOURCES, "out of memory");
-    if ((rc = gguf_open(cli->args[0], &gguf, err)) == 0 && (rc = gguf_load_model(gguf, model, err)) == 0) {
-        const struct model_config *c = &model->config;
-        struct cli as_json = *cli;
-        hash_bytes(gguf_bytes(gguf), hash);
-        hex_encode(hash, sizeof hash, text);
-        as_json.format = CLI_JSON;
-        cli_print_object(&as_json, json_pack("{s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i}", "name", gguf_name(gguf),
-                                             "sha256", text, "architecture", "llama", "layers", (int)c->layer_count,
-                                             "width", (int)c->d_model, "heads", (int)c->head_count, "kv_heads",
-                                             (int)c->kv_head_count, "head_size", (int)c->head_size, "ff", (int)c->d_ff,
-                                             "vocabulary", (int)c->vocabulary, "context", (int)c->context_length));
-    }
-    gguf_close(gguf);
-    free(model);
-    return rc;
+    if (rc < 0)
+        return rc;
+    const struct model_config *c = &model_file_model(file)->config;
+    base_hash(file, hash);
+    hex_encode(hash, sizeof hash, text);
+    as_json.format = CLI_JSON;
+    cli_print_object(&as_json,
+                     json_pack("{s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:b}", "name", model_file_name(file),
+                               "sha256", text, "architecture", model_architecture_name(c->architecture), "layers",
+                               (int)c->layer_count, "width", (int)c->d_model, "heads", (int)c->head_count, "kv_heads",
+                               (int)c->kv_head_count, "head_size", (int)c->head_size, "ff", (int)c->d_ff, "vocabulary",
+                               (int)c->vocabulary, "context", (int)c->context_length, "fused_gate_up",
+                               (int)c->fused_gate_up));
+    model_file_close(file);
+    return 0;
 }
 
 struct version_list {

@@ -66,7 +66,7 @@ int main(int argc, char **argv)
         {"train", NULL, 0, 0, "Train on this site's records alone: train --local.", train_options, command_train},
         {"eval", NULL, 0, 0, "Accuracy of the base model or an adapter on a file.", eval_options, command_eval},
         {"generate", "PROMPT", 1, 1, "Answer one prompt.", generate_options, command_generate},
-        {"model describe", "FILE", 1, 1, "Print the model card that jobs refer to, as JSON.", NULL,
+        {"model describe", "PATH", 1, 1, "Print the model card that jobs refer to, as JSON.", NULL,
          command_model_describe},
         {"model list", NULL, 0, 0, "List the adapter versions held here.", NULL, command_model_list},
         {"model export", "JOB VERSION PATH", 3, 3, "Write an adapter version in PEFT or GGUF form.", export_options,

@@ -14,7 +14,7 @@ static const struct config_key keys[] = {
      .help = "Name of the federation; it must stand in the aggregator's certificate."},
 
     {"model.path", CONFIG_PATH, .required = true, .example = "SmolLM2-135M-Instruct.Q4_1.gguf",
-     .help = "Base model, a GGUF file. Jobs name its SHA-256."},
+     .help = "Base model, a GGUF file or a Hugging Face folder. Jobs name its hash (`model describe` shows it)."},
 
     {"device.kind", CONFIG_STRING, .text = "auto", .max = 16,
      .help = "Where to compute: auto (an NVIDIA card if one can be used, the CPU otherwise), cpu, cuda or cuda:N."},

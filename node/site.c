@@ -3,6 +3,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "model/placed.h"
+#include "node/base_hash.h"
 
 static const struct log_context log_site = {.component = "site"};
 
@@ -108,16 +109,19 @@ int site_open(struct site *ret_site, const struct config *config, struct error *
 
     if (!file_exists(path))
         return config_fail(config, "model.path", err, "%s does not exist", path);
-    if ((rc = gguf_open(path, &site.gguf, err)) == 0 && (rc = gguf_load_model(site.gguf, &site.model, err)) == 0 &&
-        (rc = tokenizer_new(site.gguf, &site.tokenizer, err)) == 0 && (rc = chat_check(site.tokenizer, err)) == 0)
+    if ((rc = model_file_open(path, &site.file, err)) == 0 &&
+        (rc = model_file_tokenizer(site.file, &site.tokenizer, err)) == 0 &&
+        (rc = chat_check(site.tokenizer, err)) == 0) {
+        site.model = *model_file_model(site.file);
         rc = choose_kernels(&site, config, err);
+    }
     if (rc == 0)
         rc = open_device(&site, config, err);
     if (rc < 0) {
         site_release(&site);
         return rc;
     }
-    hash_bytes(gguf_bytes(site.gguf), site.base_hash);
+    base_hash(site.file, site.base_hash);
     *ret_site = site;
     return 0;
 }
@@ -129,7 +133,7 @@ void site_release(struct site *site)
     backend_free(site->backend);
     pool_free(site->pool);
     tokenizer_free(site->tokenizer);
-    gguf_close(site->gguf);
+    model_file_close(site->file);
     *site = (struct site){0};
 }
 

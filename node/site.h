@@ -2,7 +2,7 @@
  * What a site has at hand to compute with: base model, tokenizer, kernels and threads, opened from node.yaml.
  *
  * Immutable after site_open but for the pool, which one thread uses at a time: the training thread's; answering has its
- * own. The base file's SHA-256 is computed at opening: jobs name their base model by it.
+ * own. The base model's hash (base_hash.h) is computed at opening: jobs name their base model by it.
  */
 #ifndef NODE_SITE_H
 #define NODE_SITE_H
@@ -10,14 +10,14 @@
 #include "crypto/hash.h"
 #include "kernels/backend.h"
 #include "model/formats/dataset.h"
-#include "model/formats/gguf.h"
+#include "model/formats/model_file.h"
 #include "model/model.h"
 #include "runtime/config.h"
 
 struct site {
     const struct config *config; /* borrowed */
-    struct gguf *gguf;
-    struct model model;
+    struct model_file *file;
+    struct model model; /* borrows from file */
     struct tokenizer *tokenizer;
     uint8_t base_hash[HASH_SIZE];
     const struct kernel_ops *ops; /* of the CPU */
@@ -31,7 +31,7 @@ struct site {
 
 /* device.kind auto takes the first card if there is one that this model can be used on, and otherwise the CPU, with the
  * reason in the log (at debug level where there is no driver or no card at all); cuda:N must be
- * there (ERR_CONFIG with the reason otherwise). ERR_CONFIG, ERR_INTEGRITY (the file is malformed; names the field),
+ * there (ERR_CONFIG with the reason otherwise). ERR_CONFIG, ERR_INTEGRITY (a file is malformed; names the field),
  * ERR_RESOURCES. */
 int MUST_USE site_open(struct site *ret_site, const struct config *config, struct error *err);
 void site_release(struct site *site); /* accepts NULL and zeroed */

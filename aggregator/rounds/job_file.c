@@ -10,7 +10,7 @@ static const struct config_key keys[] = {
     {"job", CONFIG_STRING, .required = true, .example = "icd-chapters", .max = 63,
      .help = "Name of the job: a-z, 0-9 and -. A name is used once."},
     {"model.card", CONFIG_PATH, .required = true, .example = "smollm2-135m.json",
-     .help = "Model card of the base model, as `consilium-node model describe FILE` prints it."},
+     .help = "Model card of the base model, as `consilium-node model describe PATH` prints it."},
 
     {"lora.layer_first", CONFIG_INT, .text = "0", .min = 0, .max = 127,
      .help = "Lowest adapted layer, from 0. Fewer layers: a shorter backward pass and a smaller update."},
@@ -87,6 +87,7 @@ const struct config_schema job_schema = {
 struct card {
     uint8_t sha256[HASH_SIZE];
     int layers, width, heads, kv_heads, head_size, ff;
+    int fused; /* gate and up are one matrix, which counts as up */
 };
 
 static int read_card(const struct config *job, struct card *ret_card, struct error *err)
@@ -105,14 +106,14 @@ static int read_card(const struct config *job, struct card *ret_card, struct err
     }
     json = json_loadb((const char *)text.data, text.len, JSON_REJECT_DUPLICATES, &problem);
     if (!json ||
-        json_unpack(json, "{s:s,s:s,s:i,s:i,s:i,s:i,s:i,s:i}", "sha256", &sha256, "architecture", &architecture,
+        json_unpack(json, "{s:s,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s?b}", "sha256", &sha256, "architecture", &architecture,
                     "layers", &card.layers, "width", &card.width, "heads", &card.heads, "kv_heads", &card.kv_heads,
-                    "head_size", &card.head_size, "ff", &card.ff) < 0 ||
+                    "head_size", &card.head_size, "ff", &card.ff, "fused_gate_up", &card.fused) < 0 ||
         hex_decode(sha256, card.sha256, HASH_SIZE) < 0 || card.layers < 1 || card.layers > 128 || card.width < 1 ||
         card.heads < 1 || card.kv_heads < 1 || card.head_size < 1 || card.ff < 1 || card.width > 65536 ||
         card.ff > 65536 || (int64_t)card.heads * card.head_size > 65536) {
         rc =
-            error_set(err, ERR_CONFIG, "%s: not a model card; make it with `consilium-node model describe FILE`", path);
+            error_set(err, ERR_CONFIG, "%s: not a model card; make it with `consilium-node model describe PATH`", path);
         goto out;
     }
     *ret_card = card;
@@ -122,16 +123,17 @@ out:
     return rc;
 }
 
-/* in and out features of a target by name; false for an unknown one. */
+/* in and out features of a target by name, out 0 for one that another stands for; false for an unknown one. */
 static bool target_shape(const struct card *card, const char *name, uint64_t *in, uint64_t *out)
 {
     uint64_t width = (uint64_t)card->width, q = (uint64_t)card->heads * (uint64_t)card->head_size,
-             kv = (uint64_t)card->kv_heads * (uint64_t)card->head_size, ff = (uint64_t)card->ff;
+             kv = (uint64_t)card->kv_heads * (uint64_t)card->head_size, ff = (uint64_t)card->ff,
+             gate = card->fused ? 0 : ff, up = card->fused ? 2 * ff : ff;
     const struct {
         const char *name;
         uint64_t in, out;
-    } shapes[] = {{"q", width, q},     {"k", width, kv},  {"v", width, kv},   {"o", q, width},
-                  {"gate", width, ff}, {"up", width, ff}, {"down", ff, width}};
+    } shapes[] = {{"q", width, q},       {"k", width, kv},  {"v", width, kv},   {"o", q, width},
+                  {"gate", width, gate}, {"up", width, up}, {"down", ff, width}};
 
     for (size_t i = 0; i < ARRAY_LEN(shapes); i++) {
         if (strcmp(shapes[i].name, name) == 0) {
@@ -175,6 +177,9 @@ static int lora_text(const struct config *job, const struct card *card, const st
             words += (uint64_t)(last - first + 1) * (uint64_t)rank * out;
         }
     }
+    if (card->fused && strstr(targets, "gate") && !strstr(targets, "up"))
+        return config_fail(job, "lora.targets", err,
+                           "this model holds gate and up as one matrix: name both or neither");
     if (config_is_set(job, "lora.seed")) {
         snprintf(seed, sizeof seed, "%s", config_string(job, "lora.seed"));
         if (hex_decode(seed, random, sizeof random) < 0)

@@ -234,9 +234,9 @@ static void cpu_group_forward(struct backend *be, enum group_use use, const stru
     for (int32_t i = 0; i < g->count; i++) {
         float *to = dense(y[i], g->out[i]);
         if (use == GROUP_SERVE && m <= KERNEL_DECODE_ROWS)
-            c->k->linear_decode(&c->run, m, &g->w[i], NULL, dense(x, g->in), to);
+            c->k->linear_decode(&c->run, m, &g->w[i], g->bias[i], dense(x, g->in), to);
         else
-            c->k->linear_forward(&c->run, m, &g->w[i], NULL, dense(x, g->in), to, false);
+            c->k->linear_forward(&c->run, m, &g->w[i], g->bias[i], dense(x, g->in), to, false);
         if (r == 0 || !lora->a[i])
             continue;
         c->k->lora_up(&c->run, m, g->out[i], lora->rank, lora->scale, lora->b[i], column, r, to);
@@ -283,11 +283,16 @@ static void gradients_of(const struct gradient_work *w, const struct kernel_run 
     for (int32_t i = 0; i < w->g->count; i++) {
         if (!w->lora->a[i])
             continue;
-        k->lora_grad_b(run, t0, t1, w->g->out[i], rank, w->lora->scale, dense(w->dy[i], w->g->out[i]),
-                       (const float *)w->h.at + column, r, to + w->where->b_offset[i]);
-        if (w->where->with_a)
+        if (w->where->with_b) {
+            memset(to + w->where->b_offset[i], 0, (size_t)w->g->out[i] * (size_t)rank * sizeof *to);
+            k->lora_grad_b(run, t0, t1, w->g->out[i], rank, w->lora->scale, dense(w->dy[i], w->g->out[i]),
+                           (const float *)w->h.at + column, r, to + w->where->b_offset[i]);
+        }
+        if (w->where->with_a) {
+            memset(to + w->where->a_offset[i], 0, (size_t)w->g->in * (size_t)rank * sizeof *to);
             k->lora_grad_a(run, t0, t1, w->g->in, rank, (const float *)w->dh.at + column, r, dense(w->x, w->g->in),
                            to + w->where->a_offset[i]);
+        }
         column += rank;
     }
 }
@@ -297,8 +302,7 @@ static void gradients_item(void *ctx, int segment, int thread)
     const struct gradient_work *w = ctx;
     const struct kernel_run run = thread_run(w->c, thread);
     const int32_t *offsets = w->segments->offsets;
-    if (offsets[segment] < offsets[segment + 1])
-        gradients_of(w, &run, offsets[segment], offsets[segment + 1], w->base + (size_t)segment * w->stride);
+    gradients_of(w, &run, offsets[segment], offsets[segment + 1], w->base + (size_t)segment * w->stride);
 }
 
 static void cpu_group_gradients(struct backend *be, const struct linear_group *g, const struct group_lora *lora,
@@ -330,6 +334,22 @@ static void cpu_norm_backward(struct backend *be, int32_t m, int32_t n, const fl
 {
     struct cpu *c = cpu_of(be);
     c->k->rmsnorm_backward(&c->run, m, n, gain, dense(x, n), rstd, dense(dy, n), dense(dx, n), accumulate);
+}
+
+static void cpu_head_norm_forward(struct backend *be, int32_t m, int32_t heads, int32_t head_size, float eps,
+                                  const float *gain, struct rows x, struct rows y, float *rstd)
+{
+    struct cpu *c = cpu_of(be);
+    const int32_t n = heads * head_size;
+    c->k->rmsnorm_forward(&c->run, m * heads, head_size, eps, gain, dense(x, n), NULL, dense(y, n), rstd);
+}
+
+static void cpu_head_norm_backward(struct backend *be, int32_t m, int32_t heads, int32_t head_size, const float *gain,
+                                   struct rows x, const float *rstd, struct rows dy, struct rows dx)
+{
+    struct cpu *c = cpu_of(be);
+    const int32_t n = heads * head_size;
+    c->k->rmsnorm_backward(&c->run, m * heads, head_size, gain, dense(x, n), rstd, dense(dy, n), dense(dx, n), false);
 }
 
 static void cpu_rope(struct backend *be, int32_t m, int32_t heads, int32_t head_size, int32_t rotated,
@@ -641,6 +661,8 @@ static const struct backend_ops cpu_ops = {
     .group_gradients = cpu_group_gradients,
     .norm_forward = cpu_norm_forward,
     .norm_backward = cpu_norm_backward,
+    .head_norm_forward = cpu_head_norm_forward,
+    .head_norm_backward = cpu_head_norm_backward,
     .rope = cpu_rope,
     .gated_forward = cpu_gated_forward,
     .gated_backward = cpu_gated_backward,

@@ -358,6 +358,18 @@ static void cuda_norm_backward(struct backend *be, int32_t m, int32_t n, const f
     rows_norm_backward(cuda_of(be)->stream, be->element, m, n, gain, x, rstd, dy, dx, accumulate);
 }
 
+static void cuda_head_norm_forward(struct backend *be, int32_t m, int32_t heads, int32_t head_size, float eps,
+                                   const float *gain, struct rows x, struct rows y, float *rstd)
+{
+    rows_head_norm_forward(cuda_of(be)->stream, be->element, m, heads, head_size, eps, gain, x, y, rstd);
+}
+
+static void cuda_head_norm_backward(struct backend *be, int32_t m, int32_t heads, int32_t head_size, const float *gain,
+                                    struct rows x, const float *rstd, struct rows dy, struct rows dx)
+{
+    rows_head_norm_backward(cuda_of(be)->stream, be->element, m, heads, head_size, gain, x, rstd, dy, dx);
+}
+
 static void cuda_rope(struct backend *be, int32_t m, int32_t heads, int32_t head_size, int32_t rotated,
                       enum rope_order order, bool inverse, const float *table, const int32_t *positions, struct rows x)
 {
@@ -535,6 +547,8 @@ static struct backend_ops make_table(void)
     t.group_gradients = cuda_group_gradients;
     t.norm_forward = cuda_norm_forward;
     t.norm_backward = cuda_norm_backward;
+    t.head_norm_forward = cuda_head_norm_forward;
+    t.head_norm_backward = cuda_head_norm_backward;
     t.rope = cuda_rope;
     t.gated_forward = cuda_gated_forward;
     t.gated_backward = cuda_gated_backward;

@@ -1,5 +1,5 @@
 /*
- * What happens to each row by itself: norms, rope, gates, embedding, gathering.
+ * What happens to each row by itself: norms, biases, rope, gates, embedding, gathering.
  *
  * All are bound by memory: the floor is the bytes of the rows read and written, and each is read once. What depends on
  * a row's width (threads a row, order of its sum) depends on nothing else.
@@ -83,23 +83,32 @@ template <typename E> DEVICE vec16 vec_normed(const vec16 &v, float rstd, const 
     return vec_pack<E>(x);
 }
 
+/* Where row i of a norm begins. A row of the matrix holds `heads` of them, one after the other (1: all of it). */
+template <typename E> DEVICE E *norm_row(E *at, int64_t row, int32_t heads, int32_t n, int32_t stride)
+{
+    if (heads == 1)
+        return at + row * stride;
+    int32_t whole = (int32_t)row / heads;
+    return at + (int64_t)whole * stride + (int64_t)((int32_t)row - whole * heads) * n;
+}
+
 /* Rows of at most LANES·K vectors, which stay in registers between the sum and the scaling. */
 template <typename E, int LANES, int K>
-TEMPLATE_KERNEL norm_forward(int32_t m, int32_t n, float eps, const float *RESTRICT gain, E *x, int32_t x_stride,
-                             const E *add, int32_t add_stride, E *y, int32_t y_stride, float *rstd)
+TEMPLATE_KERNEL norm_forward(int32_t m, int32_t heads, int32_t n, float eps, const float *RESTRICT gain, E *x,
+                             int32_t x_stride, const E *add, int32_t add_stride, E *y, int32_t y_stride, float *rstd)
 {
     DYNAMIC_SHARED(float, shared);
     int64_t row = LANES > WARP ? blockIdx.x : (int64_t)blockIdx.x * (BLOCK / LANES) + threadIdx.x / LANES;
     int lane = (int)threadIdx.x % LANES, vectors = row < m ? n / VECTOR<E> : 0;
     vec16 kept[K];
-    x += row * x_stride;
+    x = norm_row(x, row, heads, n, x_stride);
     for (int k = 0; k < K; k++) {
         int at = lane + k * LANES;
         kept[k] = at < vectors ? vec_load(x + at * VECTOR<E>) : vec_zero();
     }
     if (add) {
         vec16 more[K];
-        add += row * add_stride;
+        add = norm_row(add, row, heads, n, add_stride);
         for (int k = 0; k < K; k++) {
             int at = lane + k * LANES;
             more[k] = at < vectors ? vec_load(add + at * VECTOR<E>) : vec_zero();
@@ -115,7 +124,7 @@ TEMPLATE_KERNEL norm_forward(int32_t m, int32_t n, float eps, const float *RESTR
     for (int k = 0; k < K; k++)
         squares = vec_squares<E>(kept[k], squares);
     float scale = 1.0f / sqrtf(row_sum<LANES>(squares, shared) / (float)n + eps);
-    y += row * y_stride;
+    y = norm_row(y, row, heads, n, y_stride);
     for (int k = 0; k < K; k++) {
         int at = lane + k * LANES;
         if (at < vectors)
@@ -127,19 +136,21 @@ TEMPLATE_KERNEL norm_forward(int32_t m, int32_t n, float eps, const float *RESTR
 
 /* Rows of any length: read twice, the second time mostly from the cache. */
 template <typename E, int LANES>
-TEMPLATE_KERNEL norm_forward_long(int32_t m, int32_t n, float eps, const float *RESTRICT gain, E *x, int32_t x_stride,
-                                  const E *add, int32_t add_stride, E *y, int32_t y_stride, float *rstd)
+TEMPLATE_KERNEL norm_forward_long(int32_t m, int32_t heads, int32_t n, float eps, const float *RESTRICT gain, E *x,
+                                  int32_t x_stride, const E *add, int32_t add_stride, E *y, int32_t y_stride,
+                                  float *rstd)
 {
     DYNAMIC_SHARED(float, shared);
     int64_t row = blockIdx.x;
     float squares = 0;
     (void)m;
-    x += row * x_stride;
-    y += row * y_stride;
+    x = norm_row(x, row, heads, n, x_stride);
+    y = norm_row(y, row, heads, n, y_stride);
+    add = add ? norm_row(add, row, heads, n, add_stride) : add;
     for (int at = (int)threadIdx.x; at < n / VECTOR<E>; at += LANES) {
         vec16 v = vec_load(x + at * VECTOR<E>);
         if (add) {
-            v = vec_add<E>(v, vec_load(add + row * add_stride + at * VECTOR<E>));
+            v = vec_add<E>(v, vec_load(add + at * VECTOR<E>));
             vec_store(x + at * VECTOR<E>, v);
         }
         squares = vec_squares<E>(v, squares);
@@ -185,41 +196,56 @@ constexpr int norm_threads(int lanes)
 }
 
 template <typename E, int LANES, int K>
-static void launch_norm_forward(stream_t s, int32_t m, int32_t n, float eps, const float *gain, struct rows x,
-                                struct rows add, struct rows y, float *rstd)
+static void launch_norm_forward(stream_t s, int32_t m, int32_t heads, int32_t n, float eps, const float *gain,
+                                struct rows x, struct rows add, struct rows y, float *rstd)
 {
     E *x_at = static_cast<E *>(x.at), *y_at = static_cast<E *>(y.at);
     const E *add_at = static_cast<const E *>(add.at);
     if constexpr (K == 0)
-        LAUNCH((norm_forward_long<E, LANES>), (unsigned)m, LANES, LANES / WARP * sizeof(float), s, m, n, eps, gain,
-               x_at, x.stride, add_at, add.stride, y_at, y.stride, rstd);
+        LAUNCH((norm_forward_long<E, LANES>), (unsigned)m, LANES, LANES / WARP * sizeof(float), s, m, heads, n, eps,
+               gain, x_at, x.stride, add_at, add.stride, y_at, y.stride, rstd);
     else
         LAUNCH((norm_forward<E, LANES, K>), blocks_for(m, norm_threads(LANES) / LANES), norm_threads(LANES),
-               norm_threads(LANES) / WARP * sizeof(float), s, m, n, eps, gain, x_at, x.stride, add_at, add.stride, y_at,
-               y.stride, rstd);
+               norm_threads(LANES) / WARP * sizeof(float), s, m, heads, n, eps, gain, x_at, x.stride, add_at,
+               add.stride, y_at, y.stride, rstd);
 }
 
 template <typename E>
-static void norm_forward_shaped(stream_t s, int32_t m, int32_t n, float eps, const float *gain, struct rows x,
-                                struct rows add, struct rows y, float *rstd)
+static void norm_forward_shaped(stream_t s, int32_t m, int32_t heads, int32_t n, float eps, const float *gain,
+                                struct rows x, struct rows add, struct rows y, float *rstd)
 {
-#define CALL(LANES, K) launch_norm_forward<E, LANES, K>(s, m, n, eps, gain, x, add, y, rstd)
+#define CALL(LANES, K) launch_norm_forward<E, LANES, K>(s, m, heads, n, eps, gain, x, add, y, rstd)
     FOR_ROW_SHAPE(n / VECTOR<E>, CALL);
+#undef CALL
+}
+
+/* m norms of n values, `heads` of them a row. */
+static void norm_forward_of(stream_t s, enum tensor_type type, int32_t m, int32_t heads, int32_t n, float eps,
+                            const float *gain, struct rows x, struct rows add, struct rows y, float *rstd)
+{
+    if (m <= 0)
+        return;
+    assert_rows(type, heads * n, x);
+    assert_rows(type, heads * n, y);
+    assert(n % 8 == 0);
+    if (add.at)
+        assert_rows(type, heads * n, add);
+#define CALL(E) norm_forward_shaped<E>(s, m, heads, n, eps, gain, x, add, y, rstd)
+    FOR_ELEMENT(type, CALL);
 #undef CALL
 }
 
 void rows_norm_forward(stream_t s, enum tensor_type type, int32_t m, int32_t n, float eps, const float *gain,
                        struct rows x, struct rows add, struct rows y, float *rstd)
 {
-    if (m <= 0)
-        return;
-    assert_rows(type, n, x);
-    assert_rows(type, n, y);
-    if (add.at)
-        assert_rows(type, n, add);
-#define CALL(E) norm_forward_shaped<E>(s, m, n, eps, gain, x, add, y, rstd)
-    FOR_ELEMENT(type, CALL);
-#undef CALL
+    norm_forward_of(s, type, m, 1, n, eps, gain, x, add, y, rstd);
+}
+
+void rows_head_norm_forward(stream_t s, enum tensor_type type, int32_t m, int32_t heads, int32_t head_size, float eps,
+                            const float *gain, struct rows x, struct rows y, float *rstd)
+{
+    const struct rows none = {NULL, 0};
+    norm_forward_of(s, type, m * heads, heads, head_size, eps, gain, x, none, y, rstd);
 }
 
 /* Σ gain·dy·x of a vector, added to sum. */
@@ -251,18 +277,18 @@ DEVICE vec16 vec_norm_slope(const vec16 &x, const vec16 &dy, const vec16 &old, c
 
 /* With y = x·rstd·gain: dx = rstd·(gain·dy) − x·(rstd³/n)·Σ gain·dy·x. dx may be dy. */
 template <typename E, int LANES, int K>
-TEMPLATE_KERNEL norm_backward(int32_t m, int32_t n, const float *RESTRICT gain, const E *x, int32_t x_stride,
-                              const float *rstd, const E *dy, int32_t dy_stride, E *dx, int32_t dx_stride,
-                              bool accumulate)
+TEMPLATE_KERNEL norm_backward(int32_t m, int32_t heads, int32_t n, const float *RESTRICT gain, const E *x,
+                              int32_t x_stride, const float *rstd, const E *dy, int32_t dy_stride, E *dx,
+                              int32_t dx_stride, bool accumulate)
 {
     DYNAMIC_SHARED(float, shared);
     int64_t row = LANES > WARP ? blockIdx.x : (int64_t)blockIdx.x * (BLOCK / LANES) + threadIdx.x / LANES;
     int lane = (int)threadIdx.x % LANES, vectors = row < m ? n / VECTOR<E> : 0;
     float r = row < m ? rstd[row] : 0.0f, sum = 0;
     vec16 xs[K], dys[K], old[K];
-    x += row * x_stride;
-    dy += row * dy_stride;
-    dx += row * dx_stride;
+    x = norm_row(x, row, heads, n, x_stride);
+    dy = norm_row(dy, row, heads, n, dy_stride);
+    dx = norm_row(dx, row, heads, n, dx_stride);
     for (int k = 0; k < K; k++) {
         int at = lane + k * LANES;
         xs[k] = at < vectors ? vec_load(x + at * VECTOR<E>) : vec_zero();
@@ -283,17 +309,17 @@ TEMPLATE_KERNEL norm_backward(int32_t m, int32_t n, const float *RESTRICT gain, 
 }
 
 template <typename E, int LANES>
-TEMPLATE_KERNEL norm_backward_long(int32_t m, int32_t n, const float *RESTRICT gain, const E *x, int32_t x_stride,
-                                   const float *rstd, const E *dy, int32_t dy_stride, E *dx, int32_t dx_stride,
-                                   bool accumulate)
+TEMPLATE_KERNEL norm_backward_long(int32_t m, int32_t heads, int32_t n, const float *RESTRICT gain, const E *x,
+                                   int32_t x_stride, const float *rstd, const E *dy, int32_t dy_stride, E *dx,
+                                   int32_t dx_stride, bool accumulate)
 {
     DYNAMIC_SHARED(float, shared);
     int64_t row = blockIdx.x;
     float r = rstd[row], sum = 0;
     (void)m;
-    x += row * x_stride;
-    dy += row * dy_stride;
-    dx += row * dx_stride;
+    x = norm_row(x, row, heads, n, x_stride);
+    dy = norm_row(dy, row, heads, n, dy_stride);
+    dx = norm_row(dx, row, heads, n, dx_stride);
     for (int at = (int)threadIdx.x; at < n / VECTOR<E>; at += LANES)
         sum = vec_along<E>(vec_load(x + at * VECTOR<E>), vec_load(dy + at * VECTOR<E>), gain + at * VECTOR<E>, sum);
     float along = row_sum<LANES>(sum, shared) * (r * r * r / (float)n);
@@ -305,39 +331,81 @@ TEMPLATE_KERNEL norm_backward_long(int32_t m, int32_t n, const float *RESTRICT g
 }
 
 template <typename E, int LANES, int K>
-static void launch_norm_backward(stream_t s, int32_t m, int32_t n, const float *gain, struct rows x, const float *rstd,
-                                 struct rows dy, struct rows dx, bool accumulate)
+static void launch_norm_backward(stream_t s, int32_t m, int32_t heads, int32_t n, const float *gain, struct rows x,
+                                 const float *rstd, struct rows dy, struct rows dx, bool accumulate)
 {
     const E *x_at = static_cast<const E *>(x.at), *dy_at = static_cast<const E *>(dy.at);
     E *dx_at = static_cast<E *>(dx.at);
     if constexpr (K == 0)
-        LAUNCH((norm_backward_long<E, LANES>), (unsigned)m, LANES, LANES / WARP * sizeof(float), s, m, n, gain, x_at,
-               x.stride, rstd, dy_at, dy.stride, dx_at, dx.stride, accumulate);
+        LAUNCH((norm_backward_long<E, LANES>), (unsigned)m, LANES, LANES / WARP * sizeof(float), s, m, heads, n, gain,
+               x_at, x.stride, rstd, dy_at, dy.stride, dx_at, dx.stride, accumulate);
     else
         LAUNCH((norm_backward<E, LANES, K>), blocks_for(m, norm_threads(LANES) / LANES), norm_threads(LANES),
-               norm_threads(LANES) / WARP * sizeof(float), s, m, n, gain, x_at, x.stride, rstd, dy_at, dy.stride, dx_at,
-               dx.stride, accumulate);
+               norm_threads(LANES) / WARP * sizeof(float), s, m, heads, n, gain, x_at, x.stride, rstd, dy_at, dy.stride,
+               dx_at, dx.stride, accumulate);
 }
 
 template <typename E>
-static void norm_backward_shaped(stream_t s, int32_t m, int32_t n, const float *gain, struct rows x, const float *rstd,
-                                 struct rows dy, struct rows dx, bool accumulate)
+static void norm_backward_shaped(stream_t s, int32_t m, int32_t heads, int32_t n, const float *gain, struct rows x,
+                                 const float *rstd, struct rows dy, struct rows dx, bool accumulate)
 {
-#define CALL(LANES, K) launch_norm_backward<E, LANES, K>(s, m, n, gain, x, rstd, dy, dx, accumulate)
+#define CALL(LANES, K) launch_norm_backward<E, LANES, K>(s, m, heads, n, gain, x, rstd, dy, dx, accumulate)
     FOR_ROW_SHAPE(n / VECTOR<E>, CALL);
+#undef CALL
+}
+
+static void norm_backward_of(stream_t s, enum tensor_type type, int32_t m, int32_t heads, int32_t n, const float *gain,
+                             struct rows x, const float *rstd, struct rows dy, struct rows dx, bool accumulate)
+{
+    if (m <= 0)
+        return;
+    assert_rows(type, heads * n, x);
+    assert_rows(type, heads * n, dy);
+    assert_rows(type, heads * n, dx);
+    assert(!accumulate || dx.at != dy.at);
+#define CALL(E) norm_backward_shaped<E>(s, m, heads, n, gain, x, rstd, dy, dx, accumulate)
+    FOR_ELEMENT(type, CALL);
 #undef CALL
 }
 
 void rows_norm_backward(stream_t s, enum tensor_type type, int32_t m, int32_t n, const float *gain, struct rows x,
                         const float *rstd, struct rows dy, struct rows dx, bool accumulate)
 {
+    norm_backward_of(s, type, m, 1, n, gain, x, rstd, dy, dx, accumulate);
+}
+
+void rows_head_norm_backward(stream_t s, enum tensor_type type, int32_t m, int32_t heads, int32_t head_size,
+                             const float *gain, struct rows x, const float *rstd, struct rows dy, struct rows dx)
+{
+    norm_backward_of(s, type, m * heads, heads, head_size, gain, x, rstd, dy, dx, false);
+}
+
+/* --- biases ------------------------------------------------------------------------------------------------------ */
+
+template <typename E> TEMPLATE_KERNEL add_bias(int32_t m, int32_t n, const float *RESTRICT bias, E *y, int32_t y_stride)
+{
+    int64_t item = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
+    int32_t vectors = n / VECTOR<E>, row = (int32_t)(item / vectors), at = (int32_t)(item % vectors) * VECTOR<E>;
+    if (row >= m)
+        return;
+    float x[VECTOR<E>], b[VECTOR<E>];
+    y += (int64_t)row * y_stride + at;
+    vec_unpack<E>(vec_load(y), x);
+    load_floats<E>(bias + at, b);
+    for (int i = 0; i < VECTOR<E>; i++)
+        x[i] += b[i];
+    vec_store(y, vec_pack<E>(x));
+}
+
+void rows_add_bias(stream_t s, enum tensor_type type, int32_t m, int32_t n, const float *bias, struct rows y)
+{
     if (m <= 0)
         return;
-    assert_rows(type, n, x);
-    assert_rows(type, n, dy);
-    assert_rows(type, n, dx);
-    assert(!accumulate || dx.at != dy.at);
-#define CALL(E) norm_backward_shaped<E>(s, m, n, gain, x, rstd, dy, dx, accumulate)
+    assert_rows(type, n, y);
+    assert((uintptr_t)bias % 16 == 0);
+#define CALL(E)                                                                                                        \
+    LAUNCH((add_bias<E>), blocks_for((int64_t)m *(n / VECTOR<E>), BLOCK), BLOCK, 0, s, m, n, bias,                     \
+           static_cast<E *>(y.at), y.stride)
     FOR_ELEMENT(type, CALL);
 #undef CALL
 }

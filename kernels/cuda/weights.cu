@@ -342,15 +342,12 @@ static void assert_fused(const struct cuda *c, const struct linear_group *g, con
     (void)column;
 }
 
-void cuda_group_forward(struct backend *be, enum group_use use, const struct linear_group *g,
-                        const struct group_lora *lora, int32_t m, struct rows x, const struct rows y[], struct rows h)
+static void products_forward(struct cuda *c, enum group_use use, const struct linear_group *g,
+                             const struct group_lora *lora, int32_t m, struct rows x, const struct rows y[],
+                             struct rows h)
 {
-    struct cuda *c = cuda_of(be);
     const struct cuda_group *p = placed_of(g);
     const int32_t rank = group_stacked_rank(g, lora);
-    assert_fused(c, g, y);
-    if (m == 0)
-        return;
     if (use == GROUP_SERVE && m <= KERNEL_DECODE_ROWS) {
         serve_few(c, g, lora, m, x, y);
         return;
@@ -362,6 +359,19 @@ void cuda_group_forward(struct backend *be, enum group_use use, const struct lin
     multiply(c, m, p->out_total, g->in + columns, x, matrix, p->stride, true, 0, y[0]);
     if (use == GROUP_SERVE && rank > 0)
         serve_lora(c, g, lora, m, x, y[0]);
+}
+
+void cuda_group_forward(struct backend *be, enum group_use use, const struct linear_group *g,
+                        const struct group_lora *lora, int32_t m, struct rows x, const struct rows y[], struct rows h)
+{
+    struct cuda *c = cuda_of(be);
+    assert_fused(c, g, y);
+    if (m == 0)
+        return;
+    products_forward(c, use, g, lora, m, x, y, h);
+    for (int32_t i = 0; i < g->count; i++)
+        if (g->bias[i])
+            rows_add_bias(c->stream, be->element, m, g->out[i], g->bias[i], y[i]);
 }
 
 void cuda_group_backward(struct backend *be, const struct linear_group *g, const struct group_lora *lora, int32_t m,

@@ -21,35 +21,39 @@ void adapter_gguf_name(int32_t layer, enum lora_target target, char factor, char
     snprintf(out, ADAPTER_NAME_BYTES, "blk.%d.%s.weight.lora_%c", layer, gguf_names[target], factor);
 }
 
-void adapter_peft_name(int32_t layer, enum lora_target target, char factor, char out[ADAPTER_NAME_BYTES])
+static const char *peft_module(const struct model_config *model, enum lora_target target)
 {
-    snprintf(out, ADAPTER_NAME_BYTES, "base_model.model.model.layers.%d.%s.%s.lora_%c.weight", layer,
-             peft_blocks[target], peft_names[target], factor == 'a' ? 'A' : 'B');
+    return target == LORA_UP && model->fused_gate_up ? "gate_up_proj" : peft_names[target];
 }
 
-/* Within a head, Hugging Face's row half·(d/2) + i is row 2·i + half of the GGUF file. */
-void adapter_permute_rows(const struct model_config *model, enum lora_target target, int32_t out, int32_t rank,
-                          bool to_peft, const float *from, float *to)
+void adapter_peft_name(const struct model_config *model, int32_t layer, enum lora_target target, char factor,
+                       char out[ADAPTER_NAME_BYTES])
+{
+    snprintf(out, ADAPTER_NAME_BYTES, "base_model.model.model.layers.%d.%s.%s.lora_%c.weight", layer,
+             peft_blocks[target], peft_module(model, target), factor == 'a' ? 'A' : 'B');
+}
+
+/* Within a head, row half·(d/2) + i of NEOX order is row 2·i + half of NORM order. */
+void adapter_order_rows(const struct model_config *model, enum lora_target target, int32_t out, int32_t rank,
+                        enum rope_order from, enum rope_order to, const float *from_rows, float *to_rows)
 {
     const int32_t d = model->head_size;
-    const bool permuted = (target == LORA_Q || target == LORA_K) && model->rope_order == ROPE_NORM;
-    for (int32_t row = 0; row < out; row++) {
-        int32_t other = row;
-        if (permuted) {
-            const int32_t head = row / d, at = row % d; /* at: a row as the GGUF file has it */
-            other = head * d + at % 2 * (d / 2) + at / 2;
-        }
-        const int32_t source = to_peft ? row : other, sink = to_peft ? other : row;
-        memcpy(to + (size_t)sink * (size_t)rank, from + (size_t)source * (size_t)rank, sizeof *to * (size_t)rank);
+    const bool same = model->architecture != MODEL_LLAMA || (target != LORA_Q && target != LORA_K) || from == to;
+    for (int32_t norm = 0; norm < out; norm++) {
+        const int32_t head = norm / d, at = norm % d;
+        const int32_t neox = same ? norm : head * d + at % 2 * (d / 2) + at / 2;
+        const int32_t source = from == ROPE_NORM ? norm : neox, sink = from == ROPE_NORM ? neox : norm;
+        memcpy(to_rows + (size_t)sink * (size_t)rank, from_rows + (size_t)source * (size_t)rank,
+               sizeof *to_rows * (size_t)rank);
     }
 }
 
-static json_t *target_modules(uint32_t targets)
+static json_t *target_modules(const struct model_config *model, uint32_t targets)
 {
     json_t *list = json_array();
     for (int t = 0; t < LORA_TARGET_COUNT; t++)
         if (targets & LORA_TARGET_BIT(t))
-            json_array_append_new(list, json_string(peft_names[t]));
+            json_array_append_new(list, json_string(peft_module(model, (enum lora_target)t)));
     return list;
 }
 
@@ -62,7 +66,7 @@ static int encode_config(const struct lora *lora, const struct model_config *mod
         json_pack("{s:s, s:s, s:s, s:i, s:o, s:f, s:o, s:b, s:s, s:b, s:b, s:b}", "peft_type", "LORA", "task_type",
                   "CAUSAL_LM", "base_model_name_or_path", base_name, "r", (int)c->rank, "lora_alpha",
                   whole ? json_integer((json_int_t)c->alpha) : json_real(c->alpha), "lora_dropout", 0.0,
-                  "target_modules", target_modules(c->targets), "use_rslora", c->scaling == LORA_SCALE_SQRT_RANK,
+                  "target_modules", target_modules(model, c->targets), "use_rslora", c->scaling == LORA_SCALE_SQRT_RANK,
                   "bias", "none", "fan_in_fan_out", 0, "inference_mode", 1, "init_lora_weights", 1);
     if (config && (c->layer_first > 0 || c->layer_count < model->layer_count)) {
         json_t *layers = json_array();
@@ -80,8 +84,8 @@ static int encode_config(const struct lora *lora, const struct model_config *mod
     return buffer_ok(out) ? 0 : error_set(err, ERR_RESOURCES, "adapter: the configuration is too long");
 }
 
-/* The B factors as PEFT has them, one after the other in canonical order. NULL without memory. */
-static float *peft_b(const struct lora *lora, const struct model_config *model)
+/* The B factors in a form's order of rows, one after the other in canonical order. NULL without memory. */
+static float *ordered_b(const struct lora *lora, const struct model_config *model, enum rope_order to)
 {
     size_t total = 0;
     for (int32_t i = 0; i < lora->entry_count; i++)
@@ -89,7 +93,8 @@ static float *peft_b(const struct lora *lora, const struct model_config *model)
     float *all = malloc(total * sizeof *all), *at = all;
     for (int32_t i = 0; all && i < lora->entry_count; i++) {
         const struct lora_entry *e = &lora->entries[i];
-        adapter_permute_rows(model, e->target, e->out, lora->config.rank, true, lora_b(lora, e->layer, e->target), at);
+        adapter_order_rows(model, e->target, e->out, lora->config.rank, model->rope_order, to,
+                           lora_b(lora, e->layer, e->target), at);
         at += (size_t)e->out * (size_t)lora->config.rank;
     }
     return all;
@@ -99,7 +104,7 @@ static int encode_tensors(const struct lora *lora, const struct model_config *mo
                           struct error *err)
 {
     const size_t n = (size_t)lora->entry_count, rank = (size_t)lora->config.rank;
-    float *b = peft_b(lora, model), *at = b;
+    float *b = ordered_b(lora, model, ADAPTER_PEFT_ORDER), *at = b;
     struct safetensors_tensor *tensors = calloc(2 * n, sizeof *tensors);
     char(*names)[ADAPTER_NAME_BYTES] = calloc(2 * n, sizeof *names);
     int rc = ERR_RESOURCES;
@@ -110,8 +115,8 @@ static int encode_tensors(const struct lora *lora, const struct model_config *mo
     for (size_t i = 0; i < n; i++) {
         const struct lora_entry *e = &lora->entries[i];
         const size_t a_bytes = rank * (size_t)e->in * sizeof(float), b_bytes = rank * (size_t)e->out * sizeof(float);
-        adapter_peft_name(e->layer, e->target, 'a', names[2 * i]);
-        adapter_peft_name(e->layer, e->target, 'b', names[2 * i + 1]);
+        adapter_peft_name(model, e->layer, e->target, 'a', names[2 * i]);
+        adapter_peft_name(model, e->layer, e->target, 'b', names[2 * i + 1]);
         tensors[2 * i] = (struct safetensors_tensor){names[2 * i],
                                                      SAFETENSORS_F32,
                                                      2,
@@ -136,33 +141,43 @@ int adapter_encode_peft(const struct lora *lora, const struct model_config *mode
     return rc < 0 ? rc : encode_tensors(lora, model, tensors, err);
 }
 
-int adapter_encode_gguf(const struct lora *lora, const struct model_config *model, struct buffer *out,
-                        struct error *err)
+static void put_tensors(const struct lora *lora, const float *b, struct gguf_writer *w)
 {
-    const struct lora_config *c = &lora->config;
-    const uint64_t rank = (uint64_t)c->rank;
-    struct gguf_writer w;
-    (void)model;
-    gguf_writer_init(&w, 16u << 20);
-    gguf_writer_string(&w, "general.type", span_str("adapter"));
-    gguf_writer_string(&w, "general.architecture", span_str("llama"));
-    gguf_writer_string(&w, "adapter.type", span_str("lora"));
-    /* A reader of this form scales by alpha / rank, whatever the scaling was here. */
-    gguf_writer_f32(&w, "adapter.lora.alpha",
-                    c->scaling == LORA_SCALE_RANK ? (float)c->alpha : lora->scale * (float)c->rank);
+    const uint64_t rank = (uint64_t)lora->config.rank;
     for (int32_t i = 0; i < lora->entry_count; i++) {
         const struct lora_entry *e = &lora->entries[i];
         const uint64_t in = (uint64_t)e->in, rows = (uint64_t)e->out;
         char name[ADAPTER_NAME_BYTES];
         adapter_gguf_name(e->layer, e->target, 'a', name);
-        gguf_writer_tensor(&w, name, TENSOR_F32, 2, (uint64_t[]){in, rank},
+        gguf_writer_tensor(w, name, TENSOR_F32, 2, (uint64_t[]){in, rank},
                            span_of(lora_a(lora, e->layer, e->target), in * rank * sizeof(float)));
         adapter_gguf_name(e->layer, e->target, 'b', name);
-        gguf_writer_tensor(&w, name, TENSOR_F32, 2, (uint64_t[]){rank, rows},
-                           span_of(lora_b(lora, e->layer, e->target), rows * rank * sizeof(float)));
+        gguf_writer_tensor(w, name, TENSOR_F32, 2, (uint64_t[]){rank, rows}, span_of(b, rows * rank * sizeof(float)));
+        b += rows * rank;
     }
+}
+
+int adapter_encode_gguf(const struct lora *lora, const struct model_config *model, struct buffer *out,
+                        struct error *err)
+{
+    const struct lora_config *c = &lora->config;
+    struct gguf_writer w;
+    if (c->alpha == 0)
+        return error_set(err, ERR_CONFIG, "adapter: alpha is 0, which readers of the GGUF form take for no scaling");
+    float *b = ordered_b(lora, model, ADAPTER_GGUF_ORDER);
+    if (!b)
+        return error_set(err, ERR_RESOURCES, "adapter: no memory for %d factors", lora->entry_count);
+    gguf_writer_init(&w, 16u << 20);
+    gguf_writer_string(&w, "general.type", span_str("adapter"));
+    gguf_writer_string(&w, "general.architecture", span_str(model_architecture_name(model->architecture)));
+    gguf_writer_string(&w, "adapter.type", span_str("lora"));
+    /* A reader of this form scales by alpha / rank, whatever the scaling was here: α/√r becomes (α·√r)/r. */
+    gguf_writer_f32(&w, "adapter.lora.alpha",
+                    c->scaling == LORA_SCALE_RANK ? (float)c->alpha : (float)(c->alpha * sqrt((double)c->rank)));
+    put_tensors(lora, b, &w);
     int rc = gguf_writer_finish(&w, out, err);
     gguf_writer_release(&w);
+    free(b);
     return rc;
 }
 

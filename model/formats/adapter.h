@@ -6,10 +6,15 @@
  * GGUF: general.type = adapter, adapter.type = lora, tensors blk.N.attn_q.weight.lora_a [in, rank], .lora_b [rank,
  * out].
  *
- * llama's GGUF files hold the rows of q and k in another order than Hugging Face's (pairs side by side, for NORM rope),
- * so the rows of lora_B of q and k are un-permuted on the way to PEFT and permuted on the way back. Both forms hold A
- * and B, also when A is frozen (LORA_FFA). An import accepts a full grid only: one range of layers, the same targets in
+ * The names are the same for all architectures, but for glm4's matrix of gate and up: mlp.gate_up_proj, blk.N.ffn_up.
+ *
+ * llama's GGUF files hold the rows of q and k in another order than Hugging Face's (pairs side by side, for NORM rope).
+ * The rows of lora_B of q and k are brought into the form's order, from the one that the model holds. Both forms hold A
+ * and B, also when one of them is frozen. An import accepts a full grid only: one range of layers, the same targets in
  * each.
+ *
+ * Scaling: PEFT says use_rslora for α/√r. The GGUF form knows α/r only: it gets α·√r as its alpha, which gives the same
+ * factor. In that form alpha 0 means no scaling (1), as llama.cpp reads it.
  *
  *     if (adapter_export_peft(&lora, &model.config, folder, "HuggingFaceTB/SmolLM2-135M-Instruct", err) < 0) ...
  *     if (adapter_import(path, &model.config, LORA_JOINT, &lora, err) < 0) ...

@@ -5,11 +5,13 @@
 #include "base/file.h"
 #include "model/formats/adapter_names.h"
 #include "model/formats/gguf.h"
+#include "model/formats/json_fields.h"
 #include "model/formats/safetensors.h"
 
-#include <jansson.h>
 #include <math.h>
 #include <sys/stat.h>
+
+#define ADAPTER_CONFIG_BYTES_MAX ((size_t)1 << 20)
 
 /* One factor as the file has it: rows × columns, row-major; absent: data.ptr NULL. */
 struct factor {
@@ -40,7 +42,7 @@ static bool find_factor(const struct source *s, int32_t layer, enum lora_target 
         *ret = (struct factor){t->dims[1], t->dims[0], t->type, span_of(usable ? t->data : NULL, t->bytes)};
         return true;
     }
-    adapter_peft_name(layer, target, which, name);
+    adapter_peft_name(s->model, layer, target, which, name);
     const struct safetensors_tensor *t = safetensors_find(s->tensors, name);
     if (!t)
         return false;
@@ -88,8 +90,9 @@ static int find_grid(struct source *s, struct error *err)
     if (pairs == 0)
         return error_set(err, ERR_INTEGRITY, "%s: no LoRA tensor of this model's layers was found", s->name);
     if (tensor_count(s) != 2 * pairs)
-        return error_set(err, ERR_INTEGRITY, "%s: %zu tensors are no LoRA factors of a llama model of %d layers",
-                         s->name, tensor_count(s) - 2 * pairs, s->model->layer_count);
+        return error_set(err, ERR_INTEGRITY, "%s: %zu tensors are no LoRA factors of a %s model of %d layers", s->name,
+                         tensor_count(s) - 2 * pairs, model_architecture_name(s->model->architecture),
+                         s->model->layer_count);
     s->config.layer_first = first;
     s->config.layer_count = last - first + 1;
     return 0;
@@ -122,17 +125,23 @@ static int copy_factor(const struct source *s, const struct lora_entry *e, char 
     return 0;
 }
 
+/* Where lora_a and lora_b point is the caller's to write. */
+static float *writable(const float *factor)
+{
+    return (float *)(uintptr_t)factor;
+}
+
 static int copy_entry(const struct source *s, struct lora *lora, const struct lora_entry *e, float *rows,
                       struct error *err)
 {
-    float *a = (lora->config.mode == LORA_FFA ? lora->frozen : lora->trained) + e->a_offset;
-    float *b = lora->trained + e->b_offset;
     const uint64_t rank = (uint64_t)lora->config.rank;
+    float *a = writable(lora_a(lora, e->layer, e->target)), *b = writable(lora_b(lora, e->layer, e->target));
     int rc = copy_factor(s, e, 'a', rank, (uint64_t)e->in, a, err);
     if (rc == 0)
-        rc = copy_factor(s, e, 'b', (uint64_t)e->out, rank, s->gguf ? b : rows, err);
-    if (rc == 0 && !s->gguf)
-        adapter_permute_rows(s->model, e->target, e->out, lora->config.rank, false, rows, b);
+        rc = copy_factor(s, e, 'b', (uint64_t)e->out, rank, rows, err);
+    if (rc == 0)
+        adapter_order_rows(s->model, e->target, e->out, lora->config.rank,
+                           s->gguf ? ADAPTER_GGUF_ORDER : ADAPTER_PEFT_ORDER, s->model->rope_order, rows, b);
     return rc;
 }
 
@@ -158,49 +167,70 @@ static int import(struct source *s, struct lora *ret_lora, struct error *err)
     return rc == ERR_CONFIG ? ERR_INTEGRITY : rc;
 }
 
-/* Refuses what would make the adapter mean something that is not computed here. */
-static int check_peft(const json_t *c, const char *name, struct error *err)
+/* Some ways of starting LoRA change the base model's weights as well; what they trained does not fit this base. */
+static int check_start(const struct json_fields *f)
 {
-    static const char *const off[] = {"use_dora", "fan_in_fan_out", "lora_bias"};
-    static const char *const empty[] = {"rank_pattern", "alpha_pattern", "modules_to_save"};
-    const char *type = json_string_value(json_object_get(c, "peft_type"));
-    const char *bias = json_string_value(json_object_get(c, "bias"));
-    if (!type || strcmp(type, "LORA") != 0)
-        return error_set(err, ERR_INTEGRITY, "%s: adapter_config.json: peft_type is not LORA", name);
-    if (bias && strcmp(bias, "none") != 0)
-        return error_set(err, ERR_INTEGRITY, "%s: adapter_config.json: bias is not none", name);
-    for (size_t i = 0; i < ARRAY_LEN(off); i++)
-        if (json_is_true(json_object_get(c, off[i])))
-            return error_set(err, ERR_INTEGRITY, "%s: adapter_config.json: %s is set, which is not supported", name,
-                             off[i]);
-    for (size_t i = 0; i < ARRAY_LEN(empty); i++) {
-        const json_t *value = json_object_get(c, empty[i]);
-        if (json_object_size(value) > 0 || json_array_size(value) > 0)
-            return error_set(err, ERR_INTEGRITY, "%s: adapter_config.json: %s is set, which is not supported", name,
-                             empty[i]);
+    static const char *const harmless[] = {"gaussian", "eva", "orthogonal"};
+    const json_t *start = json_object_get(f->object, "init_lora_weights");
+    if (!json_fields_has(f, "init_lora_weights") || json_is_boolean(start))
+        return 0;
+    for (size_t i = 0; json_is_string(start) && i < ARRAY_LEN(harmless); i++)
+        if (strcmp(json_string_value(start), harmless[i]) == 0)
+            return 0;
+    return json_fields_fail(f, "init_lora_weights",
+                            "names a start that changes the base model, which is not supported");
+}
+
+/* Refuses what would make the adapter mean something that is not computed here. */
+static int check_peft(const struct json_fields *f)
+{
+    static const char *const off[] = {"use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"};
+    static const char *const empty[] = {
+        "rank_pattern",      "alpha_pattern",           "modules_to_save", "target_parameters", "layer_replication",
+        "megatron_config",   "trainable_token_indices", "arrow_config",    "use_bdlora",        "velora_config",
+        "monteclora_config", "alora_invocation_tokens", "kasa_config",
+    };
+    const char *type = "", *bias = "none";
+    int rc = json_fields_string(f, "peft_type", &type);
+    if (rc == 0)
+        rc = json_fields_string(f, "bias", &bias);
+    if (rc == 0 && strcmp(type, "LORA") != 0)
+        rc = json_fields_fail(f, "peft_type", "is not LORA");
+    if (rc == 0 && strcmp(bias, "none") != 0)
+        rc = json_fields_fail(f, "bias", "is not none");
+    for (size_t i = 0; rc == 0 && i < ARRAY_LEN(off); i++) {
+        bool set = false;
+        if ((rc = json_fields_bool(f, off[i], &set)) == 0 && set)
+            rc = json_fields_fail(f, off[i], "is set, which is not supported");
     }
-    return 0;
+    for (size_t i = 0; rc == 0 && i < ARRAY_LEN(empty); i++) {
+        const json_t *value = json_object_get(f->object, empty[i]);
+        const bool none = !value || json_is_null(value) || json_is_false(value) ||
+                          (json_is_object(value) && json_object_size(value) == 0) ||
+                          (json_is_array(value) && json_array_size(value) == 0);
+        if (!none)
+            rc = json_fields_fail(f, empty[i], "is set, which is not supported");
+    }
+    return rc < 0 ? rc : check_start(f);
 }
 
 static int read_peft_config(struct span text, const char *name, struct lora_config *c, struct error *err)
 {
-    json_t *root = json_loadb((const char *)text.ptr, text.len, JSON_REJECT_DUPLICATES, NULL);
-    if (!json_is_object(root)) {
-        json_decref(root);
-        return error_set(err, ERR_INTEGRITY, "%s: adapter_config.json is not a JSON object", name);
-    }
-    const json_t *rank = json_object_get(root, "r"), *alpha = json_object_get(root, "lora_alpha");
-    int rc = check_peft(root, name, err);
-    if (rc == 0 && (!json_is_integer(rank) || json_integer_value(rank) < 1 || json_integer_value(rank) > LORA_RANK_MAX))
-        rc =
-            error_set(err, ERR_INTEGRITY, "%s: adapter_config.json: r is no integer from 1 to %d", name, LORA_RANK_MAX);
-    if (rc == 0 && !json_is_number(alpha))
-        rc = error_set(err, ERR_INTEGRITY, "%s: adapter_config.json: lora_alpha is no number", name);
-    if (rc == 0) {
-        c->rank = (int32_t)json_integer_value(rank);
-        c->alpha = json_number_value(alpha);
-        c->scaling = json_is_true(json_object_get(root, "use_rslora")) ? LORA_SCALE_SQRT_RANK : LORA_SCALE_RANK;
-    }
+    struct json_fields f = {NULL, name, "adapter_config.json: ", err};
+    json_t *root = NULL;
+    bool root_scaling = false;
+    int rc = json_fields_load(text, ADAPTER_CONFIG_BYTES_MAX, name, &root, err);
+    if (rc < 0)
+        return error_prefix(err, "adapter_config.json");
+    f.object = root;
+    rc = check_peft(&f);
+    if (rc == 0 && (rc = json_fields_require(&f, "r")) == 0)
+        rc = json_fields_int(&f, "r", 1, LORA_RANK_MAX, &c->rank);
+    if (rc == 0 && (rc = json_fields_require(&f, "lora_alpha")) == 0)
+        rc = json_fields_number(&f, "lora_alpha", 0, 1e6, &c->alpha);
+    if (rc == 0)
+        rc = json_fields_bool(&f, "use_rslora", &root_scaling);
+    c->scaling = root_scaling ? LORA_SCALE_SQRT_RANK : LORA_SCALE_RANK;
     json_decref(root);
     return rc;
 }
@@ -251,14 +281,17 @@ int adapter_decode_gguf(struct span bytes, const char *name, const struct model_
         return rc;
     rc = expect(gguf, "general.type", "adapter", err);
     if (rc == 0)
-        rc = expect(gguf, "general.architecture", "llama", err);
+        rc = expect(gguf, "general.architecture", model_architecture_name(model->architecture), err);
     if (rc == 0)
         rc = expect(gguf, "adapter.type", "lora", err);
     if (rc == 0)
         rc = gguf_get_f32(gguf, "adapter.lora.alpha", &alpha, err);
+    if (rc == 0 && gguf_has(gguf, "adapter.alora.invocation_tokens"))
+        rc = error_set(err, ERR_INTEGRITY, "%s: key adapter.alora.invocation_tokens is set, which is not supported",
+                       name);
     s.gguf = gguf;
-    s.config.alpha = alpha;
     s.config.rank = find_rank(gguf);
+    s.config.alpha = alpha != 0 ? (double)alpha : s.config.rank; /* 0: no scaling, as llama.cpp reads it */
     if (rc == 0)
         rc = import(&s, ret_lora, err);
     gguf_close(gguf);
@@ -271,7 +304,7 @@ static int import_folder(const char *folder, const struct model_config *model, e
     struct buffer config, tensors;
     char path[4096];
     int rc = 0;
-    buffer_init(&config, 1 << 20);
+    buffer_init(&config, ADAPTER_CONFIG_BYTES_MAX);
     buffer_init(&tensors, ADAPTER_BYTES_MAX);
     if (strlen(folder) + 32 > sizeof path)
         rc = error_set(err, ERR_CONFIG, "adapter: the folder's path is too long");

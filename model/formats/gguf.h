@@ -94,9 +94,9 @@ size_t gguf_tensor_count(const struct gguf *gguf);
 const struct gguf_tensor *gguf_tensor_at(const struct gguf *gguf, size_t i);
 const struct gguf_tensor *gguf_tensor_find(const struct gguf *gguf, const char *name); /* NULL if absent */
 
-/* Fills a llama model (SmolLM2) from metadata and tensors and validates it: every shape against the hyper-parameters,
- * every block scale finite (which reads the whole file once). Unexpected tensors are refused: a bias that nobody adds
- * would give wrong answers silently. ERR_INTEGRITY names the file and the field. */
+/* Fills a model (llama, qwen2, qwen3, gemma3 or glm4) from metadata and tensors and validates it: every shape against
+ * the hyper-parameters, every block scale finite (which reads the whole file once). Unexpected tensors are refused: a
+ * bias that nobody adds would give wrong answers silently. ERR_INTEGRITY names the file and the field. */
 int MUST_USE gguf_load_model(const struct gguf *gguf, struct model *ret_model, struct error *err);
 
 #endif

@@ -16,7 +16,8 @@ struct safetensors {
     char name[256];
     json_t *header; /* owns the tensors' names */
     size_t count;
-    struct safetensors_tensor *tensors;
+    struct safetensors_tensor *tensors;        /* (count) by their place in the file */
+    const struct safetensors_tensor **by_name; /* (count) */
 };
 
 /* The format's element types; those that nothing here converts are only measured. */
@@ -126,6 +127,20 @@ static int check_tiling(const struct safetensors *f, struct span data, struct er
     return 0;
 }
 
+static int name_order(const void *a, const void *b)
+{
+    const struct safetensors_tensor *const *x = a, *const *y = b;
+    return strcmp((*x)->name, (*y)->name);
+}
+
+static void index_names(struct safetensors *f)
+{
+    for (size_t i = 0; i < f->count; i++)
+        f->by_name[i] = &f->tensors[i];
+    if (f->count > 0)
+        qsort(f->by_name, f->count, sizeof *f->by_name, name_order);
+}
+
 /* Each value of a JSON text stands behind one of these, and takes about a hundred bytes when parsed: so many of them in
  * a header of permitted length would fill the memory. */
 static size_t count_values(struct span json)
@@ -168,7 +183,8 @@ static int parse_tensors(struct safetensors *f, struct span data, struct error *
         return error_set(err, ERR_INTEGRITY, "%s: %zu tensors, at most %u are allowed", f->name, count,
                          SAFETENSORS_TENSORS_MAX);
     f->tensors = calloc(count + 1, sizeof *f->tensors);
-    if (!f->tensors)
+    f->by_name = calloc(count + 1, sizeof *f->by_name);
+    if (!f->tensors || !f->by_name)
         return error_set(err, ERR_RESOURCES, "%s: no memory", f->name);
     json_object_foreach(f->header, name, entry)
     {
@@ -180,7 +196,10 @@ static int parse_tensors(struct safetensors *f, struct span data, struct error *
         f->count++;
     }
     int rc = check_metadata(f, json_object_get(f->header, "__metadata__"), err);
-    return rc < 0 ? rc : check_tiling(f, data, err);
+    if (rc == 0)
+        rc = check_tiling(f, data, err);
+    index_names(f);
+    return rc;
 }
 
 static int parse_all(struct safetensors *f, struct error *err)
@@ -223,6 +242,11 @@ int safetensors_parse(struct span bytes, const char *name, struct safetensors **
     return rc;
 }
 
+const char *safetensors_name(const struct safetensors *file)
+{
+    return file->name;
+}
+
 int safetensors_open(const char *path, struct safetensors **ret_file, struct error *err)
 {
     const char *slash = strrchr(path, '/');
@@ -246,6 +270,7 @@ void safetensors_close(struct safetensors *file)
         file_unmap(file->bytes);
     json_decref(file->header);
     free(file->tensors);
+    free(file->by_name);
     free(file);
 }
 
@@ -262,10 +287,10 @@ const struct safetensors_tensor *safetensors_at(const struct safetensors *file, 
 
 const struct safetensors_tensor *safetensors_find(const struct safetensors *file, const char *name)
 {
-    for (size_t i = 0; i < file->count; i++)
-        if (strcmp(file->tensors[i].name, name) == 0)
-            return &file->tensors[i];
-    return NULL;
+    const struct safetensors_tensor wanted = {.name = name}, *key = &wanted, **found = NULL;
+    if (file->count > 0)
+        found = bsearch(&key, file->by_name, file->count, sizeof *file->by_name, name_order);
+    return found ? *found : NULL;
 }
 
 bool safetensors_floats(const struct safetensors_tensor *tensor, float *out)

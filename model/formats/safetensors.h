@@ -36,6 +36,7 @@ int MUST_USE safetensors_open(const char *path, struct safetensors **ret_file, s
 int MUST_USE safetensors_parse(struct span bytes, const char *name, struct safetensors **ret_file, struct error *err);
 void safetensors_close(struct safetensors *file); /* accepts NULL */
 
+const char *safetensors_name(const struct safetensors *file); /* as messages call it */
 size_t safetensors_count(const struct safetensors *file);
 const struct safetensors_tensor *safetensors_at(const struct safetensors *file, size_t i);
 const struct safetensors_tensor *safetensors_find(const struct safetensors *file, const char *name); /* or NULL */

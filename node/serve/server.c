@@ -18,7 +18,7 @@ static const struct log_context log_serve = {.component = "serve"};
 
 struct serve {
     struct serve_options options;
-    char model[256]; /* the base file's name without .gguf */
+    char model[256]; /* the base file's name without .gguf, or the folder's */
     char base_sha256[2 * HASH_SIZE + 1];
     struct completion_identity identity;
     struct answerer *answerer; /* the worker's */
@@ -350,7 +350,7 @@ static int start_http(struct serve *s, struct error *err)
 
 static void set_identity(struct serve *s)
 {
-    const char *name = gguf_name(s->options.site->gguf);
+    const char *name = model_file_name(s->options.site->file);
     size_t len = strlen(name);
 
     if (len > 5 && strcmp(name + len - 5, ".gguf") == 0)

@@ -39,7 +39,7 @@ static int plan_of(const char *lines, struct job_plan *plan, uint64_t *words, st
     return rc;
 }
 
-static void parameters_are_counted_as_the_model_does(void **state)
+static void count(bool fused)
 {
     static const char *const loras[] = {
         "lora: {targets: [q, v]}\n",
@@ -51,6 +51,7 @@ static void parameters_are_counted_as_the_model_does(void **state)
     };
     /* The same shapes as the card's. */
     const struct model_config model = {.vocabulary = 100,
+                                       .fused_gate_up = fused,
                                        .d_model = 48,
                                        .layer_count = 5,
                                        .head_count = 6,
@@ -58,7 +59,6 @@ static void parameters_are_counted_as_the_model_does(void **state)
                                        .head_size = 8,
                                        .d_ff = 80,
                                        .context_length = 64};
-    (void)state;
     for (size_t i = 0; i < ARRAY_LEN(loras); i++) {
         struct job_plan plan;
         struct adapter_config adapter;
@@ -73,6 +73,21 @@ static void parameters_are_counted_as_the_model_does(void **state)
         assert_true(words > 0);
         lora_release(&lora);
     }
+}
+
+static void parameters_are_counted_as_the_model_does(void **state)
+{
+    char fused[1024];
+    struct job_plan plan;
+    struct error err = {0};
+    uint64_t words = 0;
+    (void)state;
+    count(false);
+    snprintf(fused, sizeof fused, "%.*s, \"fused_gate_up\": true}", (int)strlen(card) - 1, card);
+    fixture_write(&f, "card.json", span_str(fused));
+    count(true);
+    assert_int_equal(plan_of("lora: {targets: [gate]}\n", &plan, &words, &err), ERR_CONFIG);
+    assert_non_null(strstr(err.message, "gate and up as one matrix"));
 }
 
 static void values_arrive_in_the_plan(void **state)

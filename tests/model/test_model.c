@@ -44,7 +44,40 @@ static void test_validation_names_what_is_wrong(void)
     REFUSED(m.layers[0].ffn_norm.data = bad_gain, "finite");
     REFUSED(m.layers[0].ffn_norm.type = TENSOR_F16, "F32");
     REFUSED(m.output = m.layers[0].q, "output");
+    REFUSED(m.config.architecture = (enum model_architecture)6, "qwen3");
+    REFUSED(m.config.rotated = 18, "rotated");
+    REFUSED(m.config.rotated = 7, "even");
+    REFUSED(m.config.gate = (enum gate_kind)2, "activation");
+    REFUSED(m.config.window = -1, "window");
+    REFUSED(m.config.window = 8, "period"); /* which layers slide is not said */
+    REFUSED(m.config.rope_base_sliding = INFINITY, "sliding");
+    REFUSED(m.config.attention_scale = NAN, "attention scale");
+    REFUSED(m.config.embedding_scale = -1, "embedding scale");
+    REFUSED(m.config.qkv_bias = true, "blk.0.attn_q.bias");
+    REFUSED(m.config.qk_norm = true, "blk.0.attn_q_norm");
+    REFUSED(m.config.post_norms = true, "blk.0.post_attention_norm");
+    REFUSED(m.layers[1].k_bias = m.layers[1].attn_norm, "blk.1.attn_k.bias is not part");
+    REFUSED(m.layers[1].ffn_post_norm = m.layers[1].attn_norm, "blk.1.post_ffw_norm is not part");
+    REFUSED(m.config.fused_gate_up = true, "ffn_gate");
+    REFUSED(m.config.fused_gate_up = true; m.layers[0].gate = (struct tensor){0}, "ffn_up");
+    REFUSED(m.rope_freqs = m.layers[0].attn_norm, "rope_freqs");
     tiny_release(&tiny);
+}
+
+static void test_layers_that_slide(void)
+{
+    struct model_config config = TINY_CONFIG;
+    CHECK(!model_layer_slides(&config, 0) && model_embedding_scale(&config) == 1 && model_rotated(&config) == 16);
+    CHECK_NEAR(model_attention_scale(&config), 0.25, 1e-15);
+    config.window = 8;
+    config.window_period = 6;
+    for (int32_t layer = 0; layer < 12; layer++)
+        CHECK(model_layer_slides(&config, layer) == (layer != 5 && layer != 11));
+    enum model_architecture architecture;
+    for (int i = 1; i <= MODEL_ARCHITECTURE_COUNT; i++)
+        CHECK(model_architecture_parse(model_architecture_name((enum model_architecture)i), &architecture) &&
+              (int)architecture == i);
+    CHECK(!model_architecture_parse("llama4", &architecture));
 }
 
 static void test_lora_layout(void)
@@ -79,6 +112,46 @@ static void test_lora_layout(void)
     for (int i = 0; i < LORA_TARGET_COUNT; i++)
         CHECK(lora_target_parse(lora_target_name((enum lora_target)i), &target) && (int)target == i);
     CHECK(!lora_target_parse("query", &target));
+}
+
+/* One matrix of gate and up is one target, whatever a job's targets say. */
+static void test_lora_on_fused_gate_up(void)
+{
+    struct lora lora;
+    struct error err = {0};
+    struct model_config model = TINY_CONFIG;
+    struct lora_config config = {.mode = LORA_FFA, .rank = 4, .alpha = 8, .targets = LORA_TARGETS_ALL};
+    model.fused_gate_up = true;
+    CHECK(lora_init(&lora, &config, &model, &err) == 0);
+    CHECK(lora.entry_count == 3 * 6 && !lora_adapts(&lora, 0, LORA_GATE) && lora_adapts(&lora, 0, LORA_UP));
+    CHECK(lora.entries[lora.index[1][LORA_UP]].out == 2 * 96 && lora.entries[lora.index[1][LORA_UP]].in == 64);
+    lora_release(&lora);
+    config.targets = LORA_TARGET_BIT(LORA_GATE);
+    CHECK(lora_init(&lora, &config, &model, &err) == ERR_CONFIG && strstr(err.message, "one matrix"));
+    config.targets = LORA_TARGET_BIT(LORA_UP);
+    CHECK(lora_init(&lora, &config, &model, &err) == 0 && lora.entry_count == 3);
+    lora_release(&lora);
+}
+
+static void test_factors_change_places(void)
+{
+    struct lora lora;
+    struct error err = {0};
+    const struct model_config model = TINY_CONFIG;
+    const struct lora_config config = {.mode = LORA_FFA, .rank = 2, .alpha = 8, .layer_first = 2, .targets = 0x09};
+    CHECK(lora_init(&lora, &config, &model, &err) == 0);
+    const float *a = lora_a(&lora, 2, LORA_O), *b = lora_b(&lora, 2, LORA_O);
+    lora_exchange(&lora);
+    CHECK(lora.config.mode == LORA_FFB && lora.trained_count == 2 * 128 && lora.frozen_count == 2 * 128);
+    CHECK(lora_a(&lora, 2, LORA_O) == a && lora_b(&lora, 2, LORA_O) == b && a == lora.trained + 2 * 64);
+    lora_exchange(&lora);
+    CHECK(lora.config.mode == LORA_FFA && b == lora.trained + 2 * 64 && lora_b(&lora, 2, LORA_O) == b);
+    lora_release(&lora);
+    struct lora_config other = config;
+    other.mode = LORA_FFB;
+    CHECK(lora_init(&lora, &other, &model, &err) == 0);
+    CHECK(lora_a(&lora, 2, LORA_Q) == lora.trained && lora_b(&lora, 2, LORA_Q) == lora.frozen);
+    lora_release(&lora);
 }
 
 static void test_lora_refusals(void)
@@ -306,6 +379,9 @@ int main(void)
 {
     RUN(test_validation_names_what_is_wrong);
     RUN(test_lora_layout);
+    RUN(test_layers_that_slide);
+    RUN(test_lora_on_fused_gate_up);
+    RUN(test_factors_change_places);
     RUN(test_lora_refusals);
     RUN(test_frozen_factors_have_known_bits);
     RUN(test_batch_packing);

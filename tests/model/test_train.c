@@ -63,12 +63,27 @@ static const struct lora_config ffa_qv = {.mode = LORA_FFA,
                                           .layer_first = 1,
                                           .targets = LORA_TARGET_BIT(LORA_Q) | LORA_TARGET_BIT(LORA_V)};
 
-static void setup_init(struct setup *s, const struct lora_config *lora, struct pool *pool,
-                       enum kernel_precision precision, struct train_options options)
+/* A model with every part that an architecture may have. */
+static const struct model_config *everything(void)
+{
+    static struct model_config config;
+    config = TINY_CONFIG;
+    config.rotated = 8;
+    config.window = 5;
+    config.window_period = 2;
+    config.rope_base_sliding = 1000;
+    config.attention_scale = 0.2;
+    config.embedding_scale = 2;
+    config.gate = GATE_GELU_TANH;
+    config.qkv_bias = config.qk_norm = config.post_norms = config.fused_gate_up = true;
+    return &config;
+}
+
+static void setup_init_of(struct setup *s, const struct model_config *config, const struct lora_config *lora,
+                          struct pool *pool, enum kernel_precision precision, struct train_options options)
 {
     struct error err = {0};
-    const struct model_config config = TINY_CONFIG;
-    tiny_init(&s->tiny, &config, true);
+    tiny_init(&s->tiny, config, true);
     tiny_lora(&s->lora, lora, &s->tiny.model);
     options.tokens_max = TOKENS;
     options.examples_max = EXAMPLES;
@@ -80,6 +95,13 @@ static void setup_init(struct setup *s, const struct lora_config *lora, struct p
         exit(1);
     }
     batch_clear(&s->batch);
+}
+
+static void setup_init(struct setup *s, const struct lora_config *lora, struct pool *pool,
+                       enum kernel_precision precision, struct train_options options)
+{
+    const struct model_config config = TINY_CONFIG;
+    setup_init_of(s, &config, lora, pool, precision, options);
 }
 
 static void setup_release(struct setup *s)
@@ -108,10 +130,10 @@ static void add_example(struct batch *batch, uint32_t seed, int32_t labels)
 /* --- tests -------------------------------------------------------------------------------------------------------- */
 
 /* (loss(p + h·v) − loss(p − h·v))/2h against gradient·v for a few random directions v per factor. */
-static void check_finite_differences(const struct lora_config *config)
+static void check_finite_differences(const struct model_config *model, const struct lora_config *config)
 {
     struct setup s;
-    setup_init(&s, config, NULL, KERNEL_F32, (struct train_options){.per_example = true});
+    setup_init_of(&s, model, config, NULL, KERNEL_F32, (struct train_options){.per_example = true});
     for (uint32_t e = 0; e < 3; e++)
         add_example(&s.batch, e, 3 + (int32_t)e);
     const size_t n = s.lora.trained_count;
@@ -148,24 +170,75 @@ static void check_finite_differences(const struct lora_config *config)
 
 static void test_gradients_are_slopes(void)
 {
-    check_finite_differences(&joint_all);
-    check_finite_differences(&ffa_qv);
+    const struct model_config llama = TINY_CONFIG;
+    check_finite_differences(&llama, &joint_all);
+    check_finite_differences(&llama, &ffa_qv);
+    check_finite_differences(everything(), &joint_all);
     for (int target = 0; target < LORA_TARGET_COUNT; target++) { /* each as the lowest adapted one */
         struct lora_config config = {
             .mode = LORA_JOINT, .rank = 3, .alpha = 3, .layer_first = 1, .layer_count = 1, .targets = 1u << target};
-        check_finite_differences(&config);
+        check_finite_differences(&llama, &config);
+        if (target != LORA_GATE) /* it is a part of up there */
+            check_finite_differences(everything(), &config);
+    }
+}
+
+/* Each factor's gradient alone has the bits that it has beside the other's, from one trainer that takes both in turn.
+ */
+static void check_halves(const struct model_config *model, const struct lora_config *config)
+{
+    struct setup joint, turns;
+    struct lora_config half = *config;
+    half.mode = LORA_FFA;
+    setup_init_of(&joint, model, config, NULL, KERNEL_F32, (struct train_options){.per_example = true});
+    setup_init_of(&turns, model, &half, NULL, KERNEL_F32,
+                  (struct train_options){.per_example = true, .alternating = true});
+    for (uint32_t e = 0; e < 3; e++) {
+        add_example(&joint.batch, e, 3);
+        add_example(&turns.batch, e, 3);
+    }
+    const size_t b_count = turns.lora.trained_count, a_count = turns.lora.frozen_count;
+    CHECK(joint.lora.trained_count == a_count + b_count);
+    train_run(joint.train, &joint.lora, &joint.batch);
+    for (int turn = 0; turn < 4; turn++) {
+        train_run(turns.train, &turns.lora, &turns.batch);
+        for (int32_t e = 0; e < 3; e++) {
+            const float *whole = train_gradient(joint.train, e), *part = train_gradient(turns.train, e);
+            CHECK(train_loss(turns.train, e) == train_loss(joint.train, e));
+            if (turns.lora.config.mode == LORA_FFA)
+                CHECK(memcmp(part, whole + a_count, b_count * sizeof *part) == 0);
+            else
+                CHECK(memcmp(part, whole, a_count * sizeof *part) == 0);
+        }
+        lora_exchange(&turns.lora);
+    }
+    setup_release(&joint);
+    setup_release(&turns);
+}
+
+static void test_factors_in_turn(void)
+{
+    const struct model_config llama = TINY_CONFIG;
+    check_halves(&llama, &joint_all);
+    check_halves(everything(), &joint_all);
+    for (int target = 0; target < LORA_TARGET_COUNT; target++) {
+        struct lora_config config = {
+            .mode = LORA_JOINT, .rank = 3, .alpha = 3, .layer_first = 1, .layer_count = 1, .targets = 1u << target};
+        check_halves(&llama, &config);
     }
 }
 
 /* Neither on the batchmates nor on what is kept for the backward pass. */
-static void check_batchmates(const struct lora_config *config, enum kernel_precision precision, int level)
+static void check_batchmates(const struct model_config *model, const struct lora_config *config,
+                             enum kernel_precision precision, int level)
 {
     struct setup alone, crowd;
     struct pool *pool = NULL;
     struct error err = {0};
     CHECK(pool_new(3, &pool, &err) == 0);
-    setup_init(&alone, config, NULL, precision, (struct train_options){.per_example = true});
-    setup_init(&crowd, config, pool, precision, (struct train_options){.per_example = true, .checkpoint_level = level});
+    setup_init_of(&alone, model, config, NULL, precision, (struct train_options){.per_example = true});
+    setup_init_of(&crowd, model, config, pool, precision,
+                  (struct train_options){.per_example = true, .checkpoint_level = level});
     const size_t bytes = alone.lora.trained_count * sizeof(float);
     for (int32_t place = 0; place < EXAMPLES; place++) {
         batch_clear(&alone.batch);
@@ -189,11 +262,14 @@ static void check_batchmates(const struct lora_config *config, enum kernel_preci
 
 static void test_bits_do_not_depend_on_batchmates(void)
 {
+    const struct model_config llama = TINY_CONFIG;
     for (int level = 0; level <= 2; level++) {
-        check_batchmates(&joint_all, KERNEL_F32, level);
-        check_batchmates(&ffa_qv, KERNEL_F32, level);
-        check_batchmates(&ffa_qv, KERNEL_BF16, level);
-        check_batchmates(&joint_all, KERNEL_BF16, level);
+        check_batchmates(everything(), &joint_all, KERNEL_F32, level);
+        check_batchmates(everything(), &ffa_qv, KERNEL_BF16, level);
+        check_batchmates(&llama, &joint_all, KERNEL_F32, level);
+        check_batchmates(&llama, &ffa_qv, KERNEL_F32, level);
+        check_batchmates(&llama, &ffa_qv, KERNEL_BF16, level);
+        check_batchmates(&llama, &joint_all, KERNEL_BF16, level);
     }
 }
 
@@ -285,6 +361,7 @@ static void test_impossible_limits(void)
 int main(void)
 {
     RUN(test_gradients_are_slopes);
+    RUN(test_factors_in_turn);
     RUN(test_bits_do_not_depend_on_batchmates);
     RUN(test_summed_gradient);
     RUN(test_a_step_allocates_nothing);

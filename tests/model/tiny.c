@@ -27,34 +27,57 @@ static struct tensor fill(float **cursor, uint32_t tensor, int32_t out, int32_t 
     return t;
 }
 
+/* Floats of a whole model, each part's maximum taken. */
+static size_t tiny_floats(const struct model_config *c)
+{
+    const size_t d = (size_t)c->d_model, heads = (size_t)c->head_count * (size_t)c->head_size;
+    const size_t kv = (size_t)c->kv_head_count * (size_t)c->head_size, ff = (size_t)c->d_ff;
+    const size_t layer = d * (2 * heads + 2 * kv + 3 * ff + 4) + heads + 2 * kv + 2 * (size_t)c->head_size;
+    return d * (2 * (size_t)c->vocabulary + 1) + (size_t)c->layer_count * layer;
+}
+
+static void fill_layer(const struct model_config *c, uint32_t id, float **cursor, struct model_layer *l)
+{
+    const int32_t d = c->d_model, heads = c->head_count * c->head_size, kv = c->kv_head_count * c->head_size;
+    l->q = fill(cursor, id + 0, heads, d, 0.125f, 0);
+    l->k = fill(cursor, id + 1, kv, d, 0.125f, 0);
+    l->v = fill(cursor, id + 2, kv, d, 0.125f, 0);
+    l->o = fill(cursor, id + 3, d, heads, 0.125f, 0);
+    if (!c->fused_gate_up)
+        l->gate = fill(cursor, id + 4, c->d_ff, d, 0.125f, 0);
+    l->up = fill(cursor, id + 5, c->fused_gate_up ? 2 * c->d_ff : c->d_ff, d, 0.125f, 0);
+    l->down = fill(cursor, id + 6, d, c->d_ff, 0.125f, 0);
+    l->attn_norm = fill(cursor, id + 7, 1, d, 0.25f, 1);
+    l->ffn_norm = fill(cursor, id + 8, 1, d, 0.25f, 1);
+    if (c->post_norms) {
+        l->attn_post_norm = fill(cursor, id + 9, 1, d, 0.25f, 1);
+        l->ffn_post_norm = fill(cursor, id + 17, 1, d, 0.25f, 1);
+    }
+    if (c->qk_norm) {
+        l->q_norm = fill(cursor, id + 18, 1, c->head_size, 0.25f, 1);
+        l->k_norm = fill(cursor, id + 19, 1, c->head_size, 0.25f, 1);
+    }
+    if (c->qkv_bias) {
+        l->q_bias = fill(cursor, id + 27, 1, heads, 0.25f, 0);
+        l->k_bias = fill(cursor, id + 28, 1, kv, 0.25f, 0);
+        l->v_bias = fill(cursor, id + 29, 1, kv, 0.25f, 0);
+    }
+}
+
 void tiny_init(struct tiny *tiny, const struct model_config *config, bool tied)
 {
-    const int32_t d = config->d_model, ff = config->d_ff, vocabulary = config->vocabulary;
-    const int32_t heads = config->head_count * config->head_size, kv = config->kv_head_count * config->head_size;
-    size_t layer_values = (size_t)d * (size_t)(2 * heads + 2 * kv + 3 * ff + 2);
-    size_t count = (size_t)d * (size_t)(2 * vocabulary + 1) + (size_t)config->layer_count * layer_values;
+    const int32_t d = config->d_model;
     memset(tiny, 0, sizeof *tiny);
-    tiny->memory = malloc(count * sizeof(float));
+    tiny->memory = malloc(tiny_floats(config) * sizeof(float));
     float *cursor = tiny->memory;
     struct model *m = &tiny->model;
     m->config = *config;
-    m->token_embd = fill(&cursor, 0, vocabulary, d, 0.5f, 0);
+    m->token_embd = fill(&cursor, 0, config->vocabulary, d, 0.5f, 0);
     m->output_norm = fill(&cursor, 1, 1, d, 0.25f, 1);
     if (!tied)
-        m->output = fill(&cursor, 2, vocabulary, d, 0.5f, 0);
-    for (int32_t i = 0; i < config->layer_count; i++) {
-        struct model_layer *l = &m->layers[i];
-        const uint32_t id = 32 * ((uint32_t)i + 1);
-        l->q = fill(&cursor, id + 0, heads, d, 0.125f, 0);
-        l->k = fill(&cursor, id + 1, kv, d, 0.125f, 0);
-        l->v = fill(&cursor, id + 2, kv, d, 0.125f, 0);
-        l->o = fill(&cursor, id + 3, d, heads, 0.125f, 0);
-        l->gate = fill(&cursor, id + 4, ff, d, 0.125f, 0);
-        l->up = fill(&cursor, id + 5, ff, d, 0.125f, 0);
-        l->down = fill(&cursor, id + 6, d, ff, 0.125f, 0);
-        l->attn_norm = fill(&cursor, id + 7, 1, d, 0.25f, 1);
-        l->ffn_norm = fill(&cursor, id + 8, 1, d, 0.25f, 1);
-    }
+        m->output = fill(&cursor, 2, config->vocabulary, d, 0.5f, 0);
+    for (int32_t i = 0; i < config->layer_count; i++)
+        fill_layer(config, 32 * ((uint32_t)i + 1), &cursor, &m->layers[i]);
     struct error err = {0};
     if (model_validate(m, &err) < 0) {
         fprintf(stderr, "%s\n", err.message);
@@ -100,31 +123,66 @@ static void *copy(const uint8_t **cursor, size_t bytes, uint8_t **memory)
     return at;
 }
 
-void golden_read(struct golden *g, const char *path)
+const char *const golden_files[] = {
+    "tests/golden/llama_joint_all.golden",    "tests/golden/llama_ffa_qv.golden",
+    "tests/golden/llama_joint_middle.golden", "tests/golden/qwen2_joint_all.golden",
+    "tests/golden/qwen3_joint_all.golden",    "tests/golden/gemma3_joint_all.golden",
+    "tests/golden/gemma3_ffa_ko.golden",      "tests/golden/glm4_joint_all.golden",
+    "tests/golden/glm4_joint_up.golden",      NULL,
+};
+
+static void read_config(const int32_t h[24], const double f[5], struct golden *g)
 {
-    struct span file;
-    struct error err = {0};
-    int32_t h[16];
-    if (file_map(path, &file, &err) < 0 || file.len < 4 + sizeof h || memcmp(file.ptr, "CGL1", 4) != 0) {
-        fprintf(stderr, "%s: not a golden file %s\n", path, err.message);
-        exit(1);
-    }
-    const uint8_t *cursor = file.ptr + 4;
-    memcpy(h, take(&cursor, sizeof h), sizeof h);
-    *g = (struct golden){.config = TINY_CONFIG, .tied = h[7] != 0, .examples = h[14], .tokens = h[15]};
-    g->config.layer_count = h[0];
-    g->config.d_model = h[1];
-    g->config.head_count = h[2];
-    g->config.kv_head_count = h[3];
-    g->config.head_size = h[4];
-    g->config.d_ff = h[5];
-    g->config.vocabulary = h[6];
+    const int32_t flags = h[22];
+    g->config = (struct model_config){
+        .architecture = (enum model_architecture)h[16],
+        .layer_count = h[0],
+        .d_model = h[1],
+        .head_count = h[2],
+        .kv_head_count = h[3],
+        .head_size = h[4],
+        .rotated = h[17],
+        .d_ff = h[5],
+        .vocabulary = h[6],
+        .context_length = 64,
+        .rope_order = h[18] ? ROPE_NEOX : ROPE_NORM,
+        .rope_base = f[0],
+        .rope_scale = 1,
+        .window = h[19],
+        .window_period = h[20],
+        .rope_base_sliding = f[1],
+        .attention_scale = f[2],
+        .embedding_scale = f[3],
+        .gate = h[21] ? GATE_GELU_TANH : GATE_SILU,
+        .qkv_bias = flags & 1,
+        .qk_norm = flags & 2,
+        .post_norms = flags & 4,
+        .fused_gate_up = flags & 8,
+        .norm_eps = (float)f[4],
+    };
     g->lora = (struct lora_config){.mode = (enum lora_mode)h[8],
                                    .rank = h[9],
                                    .alpha = h[10],
                                    .layer_first = h[11],
                                    .layer_count = h[12],
                                    .targets = (uint32_t)h[13]};
+}
+
+void golden_read(struct golden *g, const char *path)
+{
+    struct span file;
+    struct error err = {0};
+    int32_t h[24];
+    double f[5];
+    if (file_map(path, &file, &err) < 0 || file.len < 4 + sizeof h + sizeof f || memcmp(file.ptr, "CGL2", 4) != 0) {
+        fprintf(stderr, "%s: not a golden file %s\n", path, err.message);
+        exit(1);
+    }
+    const uint8_t *cursor = file.ptr + 4;
+    memcpy(h, take(&cursor, sizeof h), sizeof h);
+    memcpy(f, take(&cursor, sizeof f), sizeof f);
+    *g = (struct golden){.tied = h[7] != 0, .examples = h[14], .tokens = h[15]};
+    read_config(h, f, g);
     const size_t examples = (size_t)g->examples, tokens = (size_t)g->tokens;
     uint8_t *memory = g->memory = malloc(file.len + 64);
     g->offsets = copy(&cursor, (examples + 1) * 4, &memory);

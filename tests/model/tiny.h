@@ -1,4 +1,4 @@
-/* Tiny random llamas for the tests: the same weights as tests/golden/make_llama.py computes, and its files' reader. */
+/* Tiny random models for the tests: the same weights as tests/golden/make_models.py computes, and its files' reader. */
 #ifndef TESTS_MODEL_TINY_H
 #define TESTS_MODEL_TINY_H
 
@@ -31,7 +31,7 @@ void tiny_init(struct tiny *tiny, const struct model_config *config, bool tied);
 void tiny_release(struct tiny *tiny);
 void tiny_lora(struct lora *lora, const struct lora_config *config, const struct model *model);
 
-/* count values of make_llama.py's value(tensor, count, scale) + offset */
+/* count values of make_models.py's value(tensor, count, scale) + offset */
 void tiny_values(uint32_t tensor, size_t count, float scale, float offset, float *out);
 
 struct golden {
@@ -47,6 +47,9 @@ struct golden {
     size_t trained;
     uint8_t *memory;
 };
+
+/* The files, tests/golden/ARCHITECTURE_CASE.golden; NULL after the last. */
+extern const char *const golden_files[];
 
 /* Ends the program with a message if the file is missing or malformed. */
 void golden_read(struct golden *golden, const char *path);
