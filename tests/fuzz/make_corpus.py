@@ -80,7 +80,7 @@ def gguf_seeds():
     every = [pair(f"k{kind}", kind, bytes(size)) for kind, size in enumerate([1, 1, 2, 2, 4, 4, 4, 1])]
     every += [string("k8", "x"), pair("k9", 9, struct.pack("<IQ", 7, 2) + b"\0\1"), pair("k10", 10, bytes(8)),
               pair("k11", 11, bytes(8)), pair("k12", 12, bytes(8))]
-    seeds = {"gguf/model": model(llama(16, 8) + tokenizer(), 16, 8, [F32] * 8),
+    seeds = {"gguf/model": model(llama(16, 1) + tokenizer(), 16, 1, [F16] * 8),
              "gguf/quantised": model(llama(32, 32, rope), 32, 32, [Q8_0, Q4_0, Q4_1, F16, BF16, Q8_0, Q5_0, Q5_1]),
              "gguf/every-type-of-value": gguf(every, []), "gguf/four-dimensions": gguf([], [("t", F16, [3, 2, 1, 2])])}
     for kind in (Q2_K, Q4_K, Q6_K):
@@ -114,7 +114,7 @@ def adapter_seeds():
     pairs = [string("general.type", "adapter"), string("general.architecture", "llama"),
              string("adapter.type", "lora"), pair("adapter.lora.alpha", 6, struct.pack("<f", 2))]
     both = [("blk.0.attn_q.weight.lora_a", F16, [32, 1]), ("blk.0.attn_q.weight.lora_b", F32, [1, 32])]
-    options = dict(use_rslora=True, bias="none", lora_dropout=0.1, use_dora=False, rank_pattern={}, modules_to_save=None)
+    options = dict(use_rslora=True, bias="none", lora_dropout=0.1, use_dora=False, rank_pattern={})
     return {"adapter/peft": peft("F32"), "adapter/peft-options": peft("BF16", **options),
             "adapter/gguf": bytes(2) + gguf(pairs, both)}
 
