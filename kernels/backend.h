@@ -164,8 +164,8 @@ struct backend_ops {
      * behind the last dy's. */
     void (*group_backward)(struct backend *be, const struct linear_group *group, const struct group_lora *lora,
                            int32_t m, const struct rows dy[], struct rows dh, bool with_dh, struct rows dx);
-    /* Adds the gradients of each segment's rows to its own gradient (base + e·stride), or all to base where stride is
-     * 0. x and dh are read only where with_a, h only where with_b. */
+    /* Writes the gradients of each segment's rows into its own gradient (base + e·stride), zeros where it has none, or
+     * the sum of all into base where stride is 0. x and dh are read only where with_a, h only where with_b. */
     void (*group_gradients)(struct backend *be, const struct linear_group *group, const struct group_lora *lora,
                             const struct placed_segments *segments, const struct rows dy[], struct rows h,
                             struct rows dh, struct rows x, const struct group_gradient *where, float *base,

@@ -545,7 +545,8 @@ void train_run(struct train *train, const struct lora *lora, const struct batch 
     const size_t gradients = train->options.per_example ? (size_t)batch->examples : 1;
     assert(lora);
     check_batch(train, lora, batch);
-    be->ops->zero(be, train->gradients, gradients * train->gradient_stride * sizeof *train->gradients);
+    if (batch->labels == 0) /* the pass writes every value of every example's gradient, but there is none then */
+        be->ops->zero(be, train->gradients, gradients * train->gradient_stride * sizeof *train->gradients);
     run(train, lora, batch, record_step);
 }
 

@@ -283,12 +283,16 @@ static void gradients_of(const struct gradient_work *w, const struct kernel_run 
     for (int32_t i = 0; i < w->g->count; i++) {
         if (!w->lora->a[i])
             continue;
-        if (w->where->with_b)
+        if (w->where->with_b) {
+            memset(to + w->where->b_offset[i], 0, (size_t)w->g->out[i] * (size_t)rank * sizeof *to);
             k->lora_grad_b(run, t0, t1, w->g->out[i], rank, w->lora->scale, dense(w->dy[i], w->g->out[i]),
                            (const float *)w->h.at + column, r, to + w->where->b_offset[i]);
-        if (w->where->with_a)
+        }
+        if (w->where->with_a) {
+            memset(to + w->where->a_offset[i], 0, (size_t)w->g->in * (size_t)rank * sizeof *to);
             k->lora_grad_a(run, t0, t1, w->g->in, rank, (const float *)w->dh.at + column, r, dense(w->x, w->g->in),
                            to + w->where->a_offset[i]);
+        }
         column += rank;
     }
 }
@@ -298,8 +302,7 @@ static void gradients_item(void *ctx, int segment, int thread)
     const struct gradient_work *w = ctx;
     const struct kernel_run run = thread_run(w->c, thread);
     const int32_t *offsets = w->segments->offsets;
-    if (offsets[segment] < offsets[segment + 1])
-        gradients_of(w, &run, offsets[segment], offsets[segment + 1], w->base + (size_t)segment * w->stride);
+    gradients_of(w, &run, offsets[segment], offsets[segment + 1], w->base + (size_t)segment * w->stride);
 }
 
 static void cpu_group_gradients(struct backend *be, const struct linear_group *g, const struct group_lora *lora,

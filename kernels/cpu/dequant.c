@@ -44,6 +44,22 @@ static void q6_run(const uint8_t *b, int j, float *out)
     }
 }
 
+static void q2_run(const uint8_t *b, int j, float *out)
+{
+    const uint8_t *q = b + 16 + (j >> 2) * 32;
+    float d = half(b + 80), m = half(b + 82);
+    vec x[VECS16];
+    for (int i = 0; i < 2; i++) {
+        uint8_t packed = b[j * 2 + i];
+        vec scale = vec_set(d * (float)(packed & 15)), min = vec_set(m * (float)(packed >> 4));
+        __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)(q + i * 16));
+        bytes = _mm_and_si128(_mm_srl_epi16(bytes, _mm_cvtsi32_si128((j & 3) * 2)), _mm_set1_epi8(3));
+        vec_from_u8(bytes, x);
+        for (int k = 0; k < VECS16; k++)
+            vec_store(out + i * 16 + k * VL, vec_sub(vec_mul(x[k], scale), min));
+    }
+}
+
 static void floats(enum tensor_type type, const uint8_t *row, size_t first, size_t n, float *out)
 {
     size_t i = 0;
@@ -84,6 +100,10 @@ void ISA(dequantise)(enum tensor_type type, const uint8_t *row, size_t first, si
                     vec_store(out + i * 16 + j * VL, vec_mul(x[j], d));
             }
         }
+        break;
+    case TENSOR_Q2_K:
+        for (; run < end; run++, out += 32)
+            q2_run(row + run / 8 * 84, (int)(run % 8), out);
         break;
     case TENSOR_Q6_K:
         for (; run < end; run++, out += 32)

@@ -13,8 +13,8 @@ static const struct {
 } types[] = {
     {TENSOR_F32, "F32", 1, 4, 4},       {TENSOR_F16, "F16", 1, 2, 2},       {TENSOR_BF16, "BF16", 1, 2, 2},
     {TENSOR_Q4_0, "Q4_0", 32, 18, 2},   {TENSOR_Q4_1, "Q4_1", 32, 20, 2},   {TENSOR_Q5_0, "Q5_0", 32, 22, 2},
-    {TENSOR_Q5_1, "Q5_1", 32, 24, 2},   {TENSOR_Q8_0, "Q8_0", 32, 34, 2},   {TENSOR_Q4_K, "Q4_K", 256, 144, 2},
-    {TENSOR_Q5_K, "Q5_K", 256, 176, 2}, {TENSOR_Q6_K, "Q6_K", 256, 210, 2},
+    {TENSOR_Q5_1, "Q5_1", 32, 24, 2},   {TENSOR_Q8_0, "Q8_0", 32, 34, 2},   {TENSOR_Q2_K, "Q2_K", 256, 84, 2},
+    {TENSOR_Q4_K, "Q4_K", 256, 144, 2}, {TENSOR_Q5_K, "Q5_K", 256, 176, 2}, {TENSOR_Q6_K, "Q6_K", 256, 210, 2},
 };
 
 static int type_index(uint32_t type)
@@ -66,6 +66,9 @@ bool tensor_type_row_bytes(enum tensor_type type, size_t n, size_t *ret)
     return checked_mul(n / types[i].block, types[i].bytes, ret);
 }
 
+/* x + −0 is x for every x; x + 0 is not for x = −0, which a negative scale makes. */
+#define NO_MINIMUM (-0.0f)
+
 static void decode_q4(const uint8_t *b, float *out, float d, float m, int bias)
 {
     for (int i = 0; i < 16; i++) {
@@ -81,6 +84,17 @@ static void decode_q5(const uint8_t *high, const uint8_t *b, float *out, float d
     for (int i = 0; i < 16; i++) {
         out[i] = (float)((int)((b[i] & 15) | (h >> i & 1) << 4) - bias) * d + m;
         out[i + 16] = (float)((int)(b[i] >> 4 | (h >> (i + 16) & 1) << 4) - bias) * d + m;
+    }
+}
+
+/* Four 2-bit values to a byte: a run takes the same two bits of 32 bytes. Each 16 values have a scale and a minimum. */
+static void decode_q2k(const uint8_t *b, int j, float *out)
+{
+    const uint8_t *q = b + 16 + (j >> 2) * 32;
+    for (int i = 0; i < 32; i++) {
+        uint8_t packed = b[j * 2 + i / 16];
+        float d = half_to_float(b + 80) * (float)(packed & 15), m = half_to_float(b + 82) * (float)(packed >> 4);
+        out[i] = (float)(q[i] >> (j & 3) * 2 & 3) * d - m;
     }
 }
 
@@ -128,7 +142,7 @@ void decode_run32(enum tensor_type type, const uint8_t *row, size_t run, float *
     switch (type) {
     case TENSOR_Q4_0:
         b = row + run * 18;
-        decode_q4(b + 2, out, half_to_float(b), 0, 8);
+        decode_q4(b + 2, out, half_to_float(b), NO_MINIMUM, 8);
         break;
     case TENSOR_Q4_1:
         b = row + run * 20;
@@ -136,7 +150,7 @@ void decode_run32(enum tensor_type type, const uint8_t *row, size_t run, float *
         break;
     case TENSOR_Q5_0:
         b = row + run * 22;
-        decode_q5(b + 2, b + 6, out, half_to_float(b), 0, 16);
+        decode_q5(b + 2, b + 6, out, half_to_float(b), NO_MINIMUM, 16);
         break;
     case TENSOR_Q5_1:
         b = row + run * 24;
@@ -146,6 +160,9 @@ void decode_run32(enum tensor_type type, const uint8_t *row, size_t run, float *
         b = row + run * 34;
         for (int i = 0; i < 32; i++)
             out[i] = (float)(int8_t)b[2 + i] * half_to_float(b);
+        break;
+    case TENSOR_Q2_K:
+        decode_q2k(row + run / 8 * 84, (int)(run % 8), out);
         break;
     case TENSOR_Q4_K:
         decode_k45(row + run / 8 * 144, (int)(run % 8), false, out);

@@ -5,9 +5,9 @@
  * float32, so it may be fused with the sum, and v may be left shifted by 8 when d is divided by 256. A field of a word
  * becomes a float by setting it into the mantissa of 2^23 and subtracting that: no conversion instructions.
  *
- * Alignment: rows of Q4_K and Q5_K to 16 bytes, of Q4_1 and Q5_1 to 4, of the other quantised types to 2, as blocks
- * that follow each other without gaps have it. Nothing outside the row's matrix is read; Q6_K may read 2 bytes of the
- * blocks beside the wanted one.
+ * Alignment: rows of Q4_K and Q5_K to 16 bytes, of Q4_1, Q5_1 and Q2_K to 4, of the other quantised types to 2, as
+ * blocks that follow each other without gaps have it. Nothing outside the row's matrix is read; Q6_K may read 2 bytes
+ * of the blocks beside the wanted one.
  */
 #ifndef KERNELS_CUDA_BLOCKS_H
 #define KERNELS_CUDA_BLOCKS_H
@@ -141,7 +141,7 @@ template <enum tensor_type TYPE, int N> DEVICE void decode_part(const uint8_t *r
             const uint8_t *b = row + run * 18;
             float d = half_bits_to_float((uint16_t)load_u16(b));
             for (int i = 0; i < N; i += 4)
-                decode_word<15, 8, true>(load_u32_of_halves(b + 2 + byte + i) >> nibble, d, 0.0f, out + i);
+                decode_word<15, 8, false>(load_u32_of_halves(b + 2 + byte + i) >> nibble, d, 0.0f, out + i);
         } else if constexpr (TYPE == TENSOR_Q4_1) {
             const uint8_t *b = row + run * 20;
             uint32_t header = load_u32(b);
@@ -154,7 +154,7 @@ template <enum tensor_type TYPE, int N> DEVICE void decode_part(const uint8_t *r
             uint32_t high = load_u32_of_halves(b + 2) >> at;
             for (int i = 0; i < N; i += 4) {
                 uint32_t w = load_u32_of_halves(b + 6 + byte + i) >> nibble & 0x0f0f0f0fu;
-                decode_word<31, 16, true>(w | spread_bits(high >> i), d, 0.0f, out + i);
+                decode_word<31, 16, false>(w | spread_bits(high >> i), d, 0.0f, out + i);
             }
         } else if constexpr (TYPE == TENSOR_Q5_1) {
             const uint8_t *b = row + run * 24;
@@ -169,6 +169,14 @@ template <enum tensor_type TYPE, int N> DEVICE void decode_part(const uint8_t *r
             float d = half_bits_to_float((uint16_t)load_u16(b));
             for (int i = 0; i < N; i += 4)
                 decode_word<255, 128, false>(load_u32_of_halves(b + 2 + at + i) ^ 0x80808080u, d, 0.0f, out + i);
+        } else if constexpr (TYPE == TENSOR_Q2_K) {
+            const uint8_t *b = row + run / 8 * 84;
+            int j = (int)(run % 8);
+            uint32_t header = load_u32(b + 80), packed = b[j * 2 + at / 16];
+            float d = half_bits_to_float((uint16_t)header) * (float)(int)(packed & 15);
+            float m = half_bits_to_float((uint16_t)(header >> 16)) * (float)(int)(packed >> 4);
+            for (int i = 0; i < N; i += 4)
+                decode_word<3, 0, true>(load_u32(b + 16 + (j >> 2) * 32 + at + i) >> (j & 3) * 2, d, -m, out + i);
         } else if constexpr (TYPE == TENSOR_Q4_K || TYPE == TENSOR_Q5_K) {
             const bool five = TYPE == TENSOR_Q5_K;
             const uint8_t *b = row + run / 8 * (five ? 176 : 144);
@@ -207,8 +215,8 @@ template <enum tensor_type TYPE> DEVICE void decode_run32(const uint8_t *row, si
         uint32_t w[4];
         float d = half_bits_to_float((uint16_t)load_block<4>(row + run * 18, w));
         for (int i = 0; i < 4; i++) {
-            decode_word<15, 8, true>(w[i], d, 0.0f, out + i * 4);
-            decode_word<15, 8, true>(w[i] >> 4, d, 0.0f, out + 16 + i * 4);
+            decode_word<15, 8, false>(w[i], d, 0.0f, out + i * 4);
+            decode_word<15, 8, false>(w[i] >> 4, d, 0.0f, out + 16 + i * 4);
         }
     } else if constexpr (TYPE == TENSOR_Q5_0) {
         uint32_t w[5];
@@ -216,8 +224,8 @@ template <enum tensor_type TYPE> DEVICE void decode_run32(const uint8_t *row, si
         for (int i = 0; i < 4; i++) {
             uint32_t low = (w[i + 1] & 0x0f0f0f0fu) | spread_bits(w[0] >> i * 4);
             uint32_t high = (w[i + 1] >> 4 & 0x0f0f0f0fu) | spread_bits(w[0] >> (16 + i * 4));
-            decode_word<31, 16, true>(low, d, 0.0f, out + i * 4);
-            decode_word<31, 16, true>(high, d, 0.0f, out + 16 + i * 4);
+            decode_word<31, 16, false>(low, d, 0.0f, out + i * 4);
+            decode_word<31, 16, false>(high, d, 0.0f, out + 16 + i * 4);
         }
     } else if constexpr (TYPE == TENSOR_Q8_0) {
         uint32_t w[8];
@@ -321,6 +329,9 @@ static inline void assert_tensor_rows(enum tensor_type type, int32_t n, const vo
         break;                                                                                                         \
     case TENSOR_Q8_0:                                                                                                  \
         CALL(TENSOR_Q8_0);                                                                                             \
+        break;                                                                                                         \
+    case TENSOR_Q2_K:                                                                                                  \
+        CALL(TENSOR_Q2_K);                                                                                             \
         break;                                                                                                         \
     case TENSOR_Q4_K:                                                                                                  \
         CALL(TENSOR_Q4_K);                                                                                             \

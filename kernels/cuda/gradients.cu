@@ -8,6 +8,8 @@
  * memory, so that no warp waits for another. The warps' sums are added in their order at the end. So the order of a sum
  * depends on the row's place within its segment alone. A segment's last stage is filled up with zeros.
  *
+ * Results are written, not added: nothing has to be zeroed before, and a segment without rows gets zeros.
+ *
  * The rank's columns may begin anywhere in their matrix: the 16-byte pieces that hold them are loaded whole, and the
  * columns before and behind become columns of the result that nobody stores.
  */
@@ -45,7 +47,7 @@ struct gradient_parts {
     size_t stride;
 };
 
-/* The rows [first, last) of the block's segment; empty if there is none. */
+/* The rows [first, first + result) of the block's segment; −1 if there is no such segment. */
 DEVICE int32_t segment_rows(const gradient_parts &parts, int32_t segment, int32_t *ret_first)
 {
     int32_t count = *parts.offsets_count;
@@ -53,7 +55,7 @@ DEVICE int32_t segment_rows(const gradient_parts &parts, int32_t segment, int32_
     if (parts.stride == 0)
         return parts.offsets[count];
     if (segment >= count)
-        return 0;
+        return -1;
     *ret_first = parts.offsets[segment];
     return parts.offsets[segment + 1] - *ret_first;
 }
@@ -180,7 +182,7 @@ template <int PAIRS> DEVICE void sum_tile(const gradient_parts &parts, const gra
     const int ranks = PAIRS * 16, count = ranks / SLICES; /* values of a half that a thread stores */
     static_assert(ranks % SLICES == 0, "each thread stores the same number of values");
     int32_t item = (int32_t)blockIdx.x - part.first, first, rows = segment_rows(parts, (int32_t)blockIdx.y, &first);
-    if (rows == 0)
+    if (rows < 0)
         return;
     int lane = (int)threadIdx.x % WARP, slice = (int)threadIdx.x / WARP;
     int32_t column = item % part.tiles * 64, thin_column = item / part.tiles * ranks;
@@ -205,12 +207,6 @@ template <int PAIRS> DEVICE void sum_tile(const gradient_parts &parts, const gra
     float *own = tile + slice * SLICE_VALUES<PAIRS>;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        float old[count]; /* asked for all at once */
-#pragma unroll
-        for (int k = 0; k < count; k++) {
-            const float *at = place(half, k);
-            old[k] = at ? *at : 0;
-        }
         for (int j = 0; j < 8; j++) {
             for (int p = 0; p < PAIRS; p++) {
                 for (int c = 0; c < 4; c++) {
@@ -231,7 +227,7 @@ template <int PAIRS> DEVICE void sum_tile(const gradient_parts &parts, const gra
                 total += from[s * SLICE_VALUES<PAIRS>];
             float *at = place(half, k);
             if (at)
-                *at = fmaf(part.scale, total, old[k]);
+                *at = part.scale * total;
         }
         if (half == 0)
             block_sync();
@@ -265,7 +261,7 @@ template <typename T> TEMPLATE_KERNEL LAUNCH_BOUNDS(THREADS, 2) gradients_plain(
     int32_t column = (int32_t)(blockIdx.x / (unsigned)parts.count) * TILE + (int32_t)threadIdx.x % TILE;
     int32_t rank_at = ((int32_t)blockIdx.z * (THREADS / TILE) + (int32_t)threadIdx.x / TILE) * 4;
     int32_t first, rows = segment_rows(parts, (int32_t)blockIdx.y, &first);
-    if (column >= part.width || rank_at >= part.rank || rows == 0)
+    if (column >= part.width || rank_at >= part.rank || rows < 0)
         return;
     const T *wide = static_cast<const T *>(part.wide) + (ptrdiff_t)first * part.wide_stride + column;
     const T *thin = static_cast<const T *>(part.thin) + (ptrdiff_t)first * part.thin_stride + part.shift + rank_at;
@@ -283,7 +279,7 @@ template <typename T> TEMPLATE_KERNEL LAUNCH_BOUNDS(THREADS, 2) gradients_plain(
         if (rank_at + r < part.rank) {
             float *out = to + (part.wide_is_left ? (size_t)column * part.rank + rank_at + r
                                                  : (size_t)(rank_at + r) * part.width + column);
-            *out = fmaf(part.scale, sum[r], *out);
+            *out = part.scale * sum[r];
         }
     }
 }
@@ -369,9 +365,9 @@ static void list_part(struct gradient_parts *parts, struct gradient_part part)
     parts->part[i] = part;
 }
 
-void gradients_add(stream_t s, enum tensor_type type, int32_t count, const struct gradient_job *jobs,
-                   const int32_t *offsets, const int32_t *offsets_count, int32_t segments_max, float *base,
-                   size_t stride)
+void gradients_write(stream_t s, enum tensor_type type, int32_t count, const struct gradient_job *jobs,
+                     const int32_t *offsets, const int32_t *offsets_count, int32_t segments_max, float *base,
+                     size_t stride)
 {
     assert(count >= 0 && count <= GRADIENT_JOBS_MAX && (type == TENSOR_F32 || type == TENSOR_BF16));
     struct gradient_parts tiles = {}, plain = {};

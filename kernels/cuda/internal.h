@@ -138,7 +138,7 @@ void head_softmax(stream_t s, enum tensor_type type, int32_t count, int32_t n, s
 
 /* --- gradients.cu: per-example LoRA gradients -------------------------------------------------------------------- */
 
-/* One factor's gradient: to[e·stride + offset ...] += scale·Σ_t left_t ⊗ right_t over the rows of segment e, where the
+/* One factor's gradient: to[e·stride + offset ...] = scale·Σ_t left_t ⊗ right_t over the rows of segment e, where the
  * result is (left_width, right_width) row-major float32. gb: left = dy, right = h, scale s. ga: left = dh (scale 1),
  * right = x. One of the widths is the LoRA rank (any, at most 256; its rows' alignment may be 2 elements), the other a
  * multiple of 8. Offsets and stride are floats. */
@@ -150,11 +150,11 @@ struct gradient_job {
 };
 #define GRADIENT_JOBS_MAX 6
 /* count jobs of one group over all segments at once. offsets (segments + 1) dev; a kernel takes segments_max and looks
- * the count up at offsets_count (dev, one int). If stride is 0 the segments' sums are added to one gradient, in order
- * of the rows (the segments together are then one run of rows from 0 to the last offset). */
-void gradients_add(stream_t s, enum tensor_type type, int32_t count, const struct gradient_job *jobs,
-                   const int32_t *offsets, const int32_t *offsets_count, int32_t segments_max, float *base,
-                   size_t stride);
+ * the count up at offsets_count (dev, one int). A segment without rows gets zeros. If stride is 0, all rows from 0 to
+ * the last offset are one segment. */
+void gradients_write(stream_t s, enum tensor_type type, int32_t count, const struct gradient_job *jobs,
+                     const int32_t *offsets, const int32_t *offsets_count, int32_t segments_max, float *base,
+                     size_t stride);
 
 /* --- arena.cu: flat arrays, clipping, optimizers ----------------------------------------------------------------- */
 

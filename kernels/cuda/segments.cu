@@ -157,14 +157,14 @@ struct sum_parts {
     float *base;
 };
 
-/* base[to ...] += the chunks' sums, in order. grid: (blocks, parts). */
+/* base[to ...] = the chunks' sums, in order. grid: (blocks, parts). */
 TEMPLATE_KERNEL add_chunks(const sum_parts parts)
 {
     const sum_part part = parts.part[blockIdx.y];
     const int32_t chunks = *parts.chunks;
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < part.count;
          i += (size_t)gridDim.x * blockDim.x) {
-        float total = parts.base[part.to + i];
+        float total = 0;
         for (int32_t c = 0; c < chunks; c++)
             total += parts.sums[(size_t)c * parts.stride + part.from + i];
         parts.base[part.to + i] = total;
@@ -197,9 +197,8 @@ static void sum_gradients(struct cuda *c, const struct placed_segments *segments
     parts.stride = values;
     parts.chunks = chunks;
     parts.base = base;
-    device_zero(c->stream, c->sums.at, bytes);
-    gradients_add(c->stream, c->base.element, count, jobs, chunks + 1, chunks, s->chunks_max,
-                  static_cast<float *>(c->sums.at), values);
+    gradients_write(c->stream, c->base.element, count, jobs, chunks + 1, chunks, s->chunks_max,
+                    static_cast<float *>(c->sums.at), values);
     LAUNCH(add_chunks, dim3(64, (unsigned)count), 256, 0, c->stream, parts);
 }
 
@@ -216,7 +215,7 @@ void cuda_group_gradients(struct backend *be, const struct linear_group *g, cons
     if (stride == 0)
         sum_gradients(c, segments, count, jobs, base);
     else
-        gradients_add(c->stream, be->element, count, jobs, ints + 1, ints, segments->count_max, base, stride);
+        gradients_write(c->stream, be->element, count, jobs, ints + 1, ints, segments->count_max, base, stride);
 }
 
 /* --- attention --------------------------------------------------------------------------------------------------- */

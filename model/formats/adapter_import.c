@@ -148,10 +148,15 @@ static int copy_entry(const struct source *s, struct lora *lora, const struct lo
 static int import(struct source *s, struct lora *ret_lora, struct error *err)
 {
     struct lora lora = {0};
-    float *rows = malloc((size_t)MODEL_WIDTH_MAX * LORA_RANK_MAX * sizeof *rows);
-    int rc = rows ? find_grid(s, err) : error_set(err, ERR_RESOURCES, "%s: no memory", s->name);
+    float *rows = NULL; /* the largest B */
+    size_t out = 0;
+    int rc = find_grid(s, err);
     if (rc == 0 && (rc = lora_init(&lora, &s->config, s->model, err)) < 0)
         error_prefix(err, "%s", s->name);
+    for (int32_t i = 0; i < lora.entry_count; i++)
+        out = (size_t)lora.entries[i].out > out ? (size_t)lora.entries[i].out : out;
+    if (rc == 0 && !(rows = malloc(out * (size_t)lora.config.rank * sizeof *rows)))
+        rc = error_set(err, ERR_RESOURCES, "%s: no memory", s->name);
     for (int32_t i = 0; rc == 0 && i < lora.entry_count; i++)
         rc = copy_entry(s, &lora, &lora.entries[i], rows, err);
     free(rows);

@@ -188,7 +188,7 @@ static int read_tensor(struct parse *p, struct gguf_tensor *t, uint64_t *ret_off
     if (!tensor_type_known(type))
         return error_set(p->err, ERR_INTEGRITY,
                          "%s: tensor %s has element type %u, which is not supported (F32, F16, BF16, Q4_0, Q4_1, Q5_0, "
-                         "Q5_1, Q8_0, Q4_K, Q5_K, Q6_K are)",
+                         "Q5_1, Q8_0, Q2_K, Q4_K, Q5_K, Q6_K are)",
                          p->gguf->name, name, type);
     t->type = (enum tensor_type)type;
     bool fits = t->dims[0] > 0 && t->dims[0] % tensor_type_block(t->type) == 0 &&

@@ -40,8 +40,8 @@ struct scale_layout {
 };
 
 static const struct scale_layout scale_layouts[] = {
-    {TENSOR_F16, 0, 1},  {TENSOR_Q4_0, 0, 1}, {TENSOR_Q4_1, 0, 2}, {TENSOR_Q5_0, 0, 1},   {TENSOR_Q5_1, 0, 2},
-    {TENSOR_Q8_0, 0, 1}, {TENSOR_Q4_K, 0, 2}, {TENSOR_Q5_K, 0, 2}, {TENSOR_Q6_K, 208, 1},
+    {TENSOR_F16, 0, 1},  {TENSOR_Q4_0, 0, 1},  {TENSOR_Q4_1, 0, 2}, {TENSOR_Q5_0, 0, 1}, {TENSOR_Q5_1, 0, 2},
+    {TENSOR_Q8_0, 0, 1}, {TENSOR_Q2_K, 80, 2}, {TENSOR_Q4_K, 0, 2}, {TENSOR_Q5_K, 0, 2}, {TENSOR_Q6_K, 208, 1},
 };
 
 /* True if every field of `bits` width with this exponent mask, at these places of every block, is finite. */

@@ -8,6 +8,7 @@
 #include <jansson.h>
 
 #define NAME_BYTES_MAX 512u
+#define VALUES_PER_TENSOR_MAX (8u + SAFETENSORS_DIMS_MAX) /* of the header's JSON: 7, the dimensions, one to spare */
 
 struct safetensors {
     struct span bytes;
@@ -48,15 +49,19 @@ static bool parse_shape(const json_t *shape, struct safetensors_tensor *t, size_
 {
     if (!json_is_array(shape) || json_array_size(shape) > SAFETENSORS_DIMS_MAX)
         return false;
+    bool empty = false;
     t->dim_count = (uint32_t)json_array_size(shape);
     for (uint32_t i = 0; i < t->dim_count; i++) {
         const json_t *dim = json_array_get(shape, i);
         if (!json_is_integer(dim) || json_integer_value(dim) < 0)
             return false;
         t->dims[i] = (uint64_t)json_integer_value(dim);
-        if (!checked_mul(*bytes, (size_t)t->dims[i], bytes))
+        empty |= t->dims[i] == 0;
+        /* Also of a tensor without values the other dimensions must have a product. */
+        if (t->dims[i] > 0 && !checked_mul(*bytes, (size_t)t->dims[i], bytes))
             return false;
     }
+    *bytes = empty ? 0 : *bytes;
     return true;
 }
 
@@ -136,6 +141,39 @@ static void index_names(struct safetensors *f)
         qsort(f->by_name, f->count, sizeof *f->by_name, name_order);
 }
 
+/* Each value of a JSON text stands behind one of these, and takes about a hundred bytes when parsed: so many of them in
+ * a header of permitted length would fill the memory. */
+static size_t count_values(struct span json)
+{
+    size_t count = 0;
+    bool quoted = false;
+    for (size_t i = 0; i < json.len; i++) {
+        const uint8_t c = json.ptr[i];
+        if (quoted && c == '\\')
+            i++;
+        else if (c == '"')
+            quoted = !quoted;
+        else if (!quoted)
+            count += c == ',' || c == '[' || c == '{';
+    }
+    return count;
+}
+
+/* The format allows nothing but texts in it. */
+static int check_metadata(const struct safetensors *f, json_t *metadata, struct error *err)
+{
+    const char *name;
+    json_t *value;
+    if (metadata && !json_is_object(metadata))
+        return error_set(err, ERR_INTEGRITY, "%s: __metadata__ is not an object", f->name);
+    json_object_foreach(metadata, name, value)
+    {
+        if (!json_is_string(value))
+            return error_set(err, ERR_INTEGRITY, "%s: __metadata__ holds a value that is not a text", f->name);
+    }
+    return 0;
+}
+
 static int parse_tensors(struct safetensors *f, struct span data, struct error *err)
 {
     const size_t count = json_object_size(f->header);
@@ -157,7 +195,9 @@ static int parse_tensors(struct safetensors *f, struct span data, struct error *
             return rc;
         f->count++;
     }
-    int rc = check_tiling(f, data, err);
+    int rc = check_metadata(f, json_object_get(f->header, "__metadata__"), err);
+    if (rc == 0)
+        rc = check_tiling(f, data, err);
     index_names(f);
     return rc;
 }
@@ -177,6 +217,9 @@ static int parse_all(struct safetensors *f, struct error *err)
     const struct span header = reader_take(&r, (size_t)length);
     if (header.len == 0 || header.ptr[0] != '{')
         return error_set(err, ERR_INTEGRITY, "%s: the header is not a JSON object", f->name);
+    if (count_values(header) > (size_t)SAFETENSORS_TENSORS_MAX * VALUES_PER_TENSOR_MAX)
+        return error_set(err, ERR_INTEGRITY, "%s: the header holds more values than %u tensors have", f->name,
+                         SAFETENSORS_TENSORS_MAX);
     f->header = json_loadb((const char *)header.ptr, header.len, JSON_REJECT_DUPLICATES, &problem);
     if (!f->header)
         return error_set(err, ERR_INTEGRITY, "%s: the header is not valid JSON, or a key stands twice (at byte %d)",

@@ -1,7 +1,8 @@
 /*
  * safetensors (format: the safetensors project's README): u64 header length, JSON header, tensor bytes without holes.
  *
- * Reading checks everything before any use: header at most 100 MB (SAFETENSORS_HEADER_MAX), no duplicate keys, known
+ * Reading checks everything before any use: header at most 100 MB (SAFETENSORS_HEADER_MAX) and with no more values than
+ * its tensors need, no duplicate keys, known
  * element types, shape × element size = bytes, offsets that tile the data section exactly. Data is borrowed from the
  * bytes and has no promised alignment. Immutable once opened.
  *

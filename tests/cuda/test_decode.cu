@@ -30,6 +30,9 @@ static std::vector<uint8_t> random_matrix(enum tensor_type type, int32_t out, in
             } else if (type == TENSOR_Q6_K) {
                 b[208] = 0x10;
                 b[209] = 0x0c;
+            } else if (type == TENSOR_Q2_K) {
+                b[81] = (uint8_t)(0x24 | (b[81] & 0x80));
+                b[83] = 0x28;
             } else {
                 b[1] = (uint8_t)(0x24 | (b[1] & 0x80));
                 if (type == TENSOR_Q4_1 || type == TENSOR_Q5_1 || type == TENSOR_Q4_K || type == TENSOR_Q5_K)
@@ -79,7 +82,7 @@ static void check_linear(enum tensor_type type, enum tensor_type w_type, int32_t
 static void test_linear_types(void)
 {
     const enum tensor_type w_types[] = {TENSOR_F32,  TENSOR_F16,  TENSOR_BF16, TENSOR_Q4_0, TENSOR_Q4_1, TENSOR_Q5_0,
-                                        TENSOR_Q5_1, TENSOR_Q8_0, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K};
+                                        TENSOR_Q5_1, TENSOR_Q8_0, TENSOR_Q2_K, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K};
     for (enum tensor_type type : types) {
         for (enum tensor_type w_type : w_types) {
             int32_t block = (int32_t)tensor_type_block(w_type);
@@ -103,6 +106,7 @@ static void test_linear_unaligned(void)
         check_linear(type, TENSOR_Q4_0, 2, 19, 96, 0, 2);
         check_linear(type, TENSOR_Q8_0, 2, 19, 96, 0, 2);
         check_linear(type, TENSOR_Q6_K, 2, 19, 256, 0, 2);
+        check_linear(type, TENSOR_Q2_K, 2, 19, 256, 0, 4);
     }
 }
 

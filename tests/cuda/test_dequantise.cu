@@ -4,7 +4,7 @@
 
 static const enum tensor_type all_types[] = {TENSOR_F32,  TENSOR_F16,  TENSOR_BF16, TENSOR_Q4_0,
                                              TENSOR_Q4_1, TENSOR_Q5_0, TENSOR_Q5_1, TENSOR_Q8_0,
-                                             TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K};
+                                             TENSOR_Q2_K, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K};
 
 /* Rows of random bytes, where NaN and infinity among the scales are possible but no others than the CPU's come of it.
  */
@@ -86,6 +86,7 @@ static void test_several_blocks(void)
 {
     check_matrix(TENSOR_BF16, TENSOR_Q4_1, 65, 2048, 0, 2048 + 64, 64);
     check_matrix(TENSOR_BF16, TENSOR_Q6_K, 33, 2304, 0, 2304, 0);
+    check_matrix(TENSOR_BF16, TENSOR_Q2_K, 33, 2304, 4, 2304, 0);
 }
 
 static void test_empty(void)

@@ -1,4 +1,4 @@
-/* gradients_add against the scalar table, and what its result may not depend on. */
+/* gradients_write against the scalar table, and what its result may not depend on. */
 #include "tests/cuda/rows.h"
 
 struct batch {
@@ -93,13 +93,16 @@ static std::vector<float> run(const group &g, const struct batch &b, std::vector
     }
     device_vector<int32_t> offsets(b.offsets), count(std::vector<int32_t>{(int32_t)b.offsets.size() - 1});
     device_vector<float> result(base);
-    gradients_add((stream_t)0, g.type, (int32_t)jobs.size(), jobs.data(), offsets.at, count.at, b.segments_max,
-                  result.at, stride);
+    gradients_write((stream_t)0, g.type, (int32_t)jobs.size(), jobs.data(), offsets.at, count.at, b.segments_max,
+                    result.at, stride);
     return result.get();
 }
 
+/* base: what was there before, numbers where a segment owns the place. They are to be overwritten. */
 static std::vector<float> expect(const group &g, const struct batch &b, std::vector<float> base, size_t stride)
 {
+    for (float &value : base)
+        value = value == value ? 0 : value;
     const struct kernel_ops *ops = kernels_cpu(KERNEL_SCALAR);
     struct kernel_run none = {};
     std::vector<size_t> gb, ga;
@@ -209,8 +212,8 @@ static void test_empty(void)
     check_group(g, {}, true);
     check_group(g, {0, 0}, false);
     check_group(g, {0, 0}, true);
-    gradients_add((stream_t)0, TENSOR_BF16, 0, NULL, NULL, NULL, 3, NULL, 8);
-    gradients_add((stream_t)0, TENSOR_BF16, 0, NULL, NULL, NULL, 0, NULL, 8);
+    gradients_write((stream_t)0, TENSOR_BF16, 0, NULL, NULL, NULL, 3, NULL, 8);
+    gradients_write((stream_t)0, TENSOR_BF16, 0, NULL, NULL, NULL, 0, NULL, 8);
     support_sync();
 }
 
@@ -228,7 +231,8 @@ static void test_odd_stride(void)
         device_vector<int32_t> offsets(std::vector<int32_t>{0, m}), count(std::vector<int32_t>{1});
         std::vector<float> want((size_t)(out * rank), 1.0f);
         device_vector<float> result(want);
-        gradients_add((stream_t)0, type, 1, &job, offsets.at, count.at, 1, result.at, want.size());
+        gradients_write((stream_t)0, type, 1, &job, offsets.at, count.at, 1, result.at, want.size());
+        want.assign(want.size(), 0.0f);
         ops->lora_grad_b(&none, 0, m, out, rank, scale, dy.data(), h.data(), rank, want.data());
         CHECK_CLOSE(result.get(), want, 1e-5);
     }

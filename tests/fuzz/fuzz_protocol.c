@@ -1,5 +1,5 @@
 /*
- * libFuzzer entries of what arrives from other parties: signed records, the messages of secure aggregation, session
+ * Fuzz targets of what arrives from other parties: signed records, the messages of secure aggregation, session
  * bodies, certificates. One source, one program for each FUZZ_ value (see CMakeLists.txt).
  *
  * Bytes nobody signed end at the signature check, so FUZZ_ROSTER, FUZZ_PLAN, FUZZ_COSIGN and FUZZ_STAGES sign what the
@@ -15,10 +15,7 @@
 #include "protocol/session.h"
 #include "protocol/transport/transfer.h"
 
-#include <stdio.h>
-#include <stdlib.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+#include "tests/fuzz/fuzz.h"
 
 #if defined(FUZZ_SESSION)
 /* Bodies of the RPC: what decodes must encode to the same bytes. */

@@ -59,6 +59,9 @@ static inline struct tensor support_tensor(enum tensor_type type, int32_t out, i
         } else if (type == TENSOR_Q6_K) {
             data[b + 208] = 0x10;
             data[b + 209] = 0x0c;
+        } else if (type == TENSOR_Q2_K) {
+            data[b + 81] = 0x24 | (data[b + 81] & 0x80);
+            data[b + 83] = 0x28;
         } else {
             data[b + 1] = 0x24 | (data[b + 1] & 0x80); /* about 1/60 */
             if (type == TENSOR_Q4_1 || type == TENSOR_Q5_1 || type == TENSOR_Q4_K || type == TENSOR_Q5_K)

@@ -5,7 +5,7 @@ static struct pool *pool;
 
 static const enum tensor_type all_types[] = {
     TENSOR_F32,  TENSOR_F16,  TENSOR_BF16, TENSOR_Q4_0, TENSOR_Q4_1, TENSOR_Q5_0,
-    TENSOR_Q5_1, TENSOR_Q8_0, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K,
+    TENSOR_Q5_1, TENSOR_Q8_0, TENSOR_Q2_K, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K,
 };
 
 static void check_linear(const struct kernel_ops *ops, enum kernel_precision precision, enum tensor_type type,

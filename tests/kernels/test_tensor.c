@@ -1,4 +1,4 @@
-/* Decoders against blocks written by hand from the format's description, and sizes. */
+/* Decoders against blocks written by hand from the format's description, against the ggml project's, and sizes. */
 #include "tests/kernels/support.h"
 
 /* 0x3800 is 0.5, 0xbc00 is −1, 0x3400 is 0.25 in binary16. */
@@ -58,6 +58,69 @@ static void test_super_blocks(void)
     CHECK(out[160] == 0.5f * 33 * 17 - 1 && out[161] == -1);
 }
 
+static void test_two_bits(void)
+{
+    float out[256];
+    uint8_t q2[84] = {0};
+    q2[0] = 0x13;       /* values 0–15: scale 3, minimum 1 */
+    q2[3] = 0x01;       /* values 48–63: scale 1 */
+    q2[8 + 7] = 0xf2;   /* values 240–255: scale 2, minimum 15 */
+    q2[16] = 0x0b;      /* value 0 = 3, value 32 = 2 */
+    q2[16 + 31] = 0x08; /* value 63 = 2 */
+    q2[16 + 63] = 0xc0; /* value 255 = 3 */
+    q2[81] = 0x38;
+    q2[83] = 0x34;
+    tensor_dequantise(TENSOR_Q2_K, q2, 256, out);
+    CHECK(out[0] == 4.25f && out[1] == -0.25f && out[16] == 0 && out[32] == 0 && out[63] == 1 && out[62] == 0);
+    CHECK(out[255] == -0.75f && out[240] == -3.75f && out[239] == 0);
+}
+
+static uint32_t read_u32(FILE *in)
+{
+    uint32_t v = 0;
+    CHECK(fread(&v, sizeof v, 1, in) == 1);
+    return v;
+}
+
+/* Every type's blocks of tests/golden/make_blocks.py: the values of the ggml project's package, to the bit. */
+static void test_golden_blocks(void)
+{
+    enum { VALUES = 1024 };
+    static float want[VALUES], got[VALUES];
+    static uint8_t bytes[VALUES * 4];
+    struct kernel_run run = {0};
+    char magic[4] = {0};
+    FILE *in = fopen("tests/golden/blocks.golden", "rb");
+    CHECK(in != NULL);
+    if (!in)
+        return;
+    CHECK(fread(magic, sizeof magic, 1, in) == 1 && memcmp(magic, "CGB1", sizeof magic) == 0);
+    uint32_t count = read_u32(in);
+    CHECK(count == 12);
+    for (uint32_t i = 0; i < count && check_failures == 0; i++) {
+        uint32_t type = read_u32(in), values = read_u32(in), size = read_u32(in);
+        int32_t id = 0;
+        size_t row = 0;
+        CHECK(tensor_type_known(type) && values == VALUES && size <= sizeof bytes);
+        CHECK(tensor_type_row_bytes((enum tensor_type)type, VALUES, &row) && row == size);
+        if (check_failures > 0 || fread(bytes, 1, size, in) != size || fread(want, sizeof want, 1, in) != 1)
+            break;
+        struct tensor w = {bytes, (enum tensor_type)type, 1, VALUES};
+        tensor_dequantise(w.type, bytes, VALUES, got);
+        CHECK_SAME(got, want, VALUES);
+        FOR_EACH_TABLE(ops)
+        {
+            memset(got, 0xff, sizeof got);
+            ops->embed(&run, 1, &w, &id, 1, got);
+            CHECK_SAME(got, want, VALUES);
+        }
+        if (check_failures > 0)
+            fprintf(stderr, "the type is %s\n", tensor_type_name(w.type));
+    }
+    CHECK(fgetc(in) == EOF);
+    fclose(in);
+}
+
 static void test_halves(void)
 {
     static const struct {
@@ -91,15 +154,17 @@ static void test_sizes(void)
     CHECK(tensor_type_row_bytes(TENSOR_Q6_K, 1536, &bytes) && bytes == 1260);
     CHECK(!tensor_type_row_bytes(TENSOR_Q6_K, 576, &bytes) && bytes == 1260);
     CHECK(!tensor_type_row_bytes(TENSOR_F32, SIZE_MAX / 2, &bytes));
-    CHECK(!tensor_type_known(4) && tensor_type_known(30));
+    CHECK(tensor_type_row_bytes(TENSOR_Q2_K, 1536, &bytes) && bytes == 504);
+    CHECK(!tensor_type_known(4) && tensor_type_known(10) && tensor_type_known(30));
     CHECK(strcmp(tensor_type_name(TENSOR_BF16), "BF16") == 0);
 }
 
 /* The fast decoders give the plain one's bits: products by one-hot rows are exact. */
 static void test_fast_decoders(void)
 {
-    static const enum tensor_type types[] = {TENSOR_F16,  TENSOR_BF16, TENSOR_Q4_0, TENSOR_Q4_1, TENSOR_Q5_0,
-                                             TENSOR_Q5_1, TENSOR_Q8_0, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K};
+    static const enum tensor_type types[] = {TENSOR_F16,  TENSOR_BF16, TENSOR_Q4_0, TENSOR_Q4_1,
+                                             TENSOR_Q5_0, TENSOR_Q5_1, TENSOR_Q8_0, TENSOR_Q2_K,
+                                             TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K};
     struct kernel_run run = {0};
     FOR_EACH_TABLE(ops)
     {
@@ -123,6 +188,8 @@ int tests_tensor(void)
 {
     RUN(test_small_blocks);
     RUN(test_super_blocks);
+    RUN(test_two_bits);
+    RUN(test_golden_blocks);
     RUN(test_halves);
     RUN(test_sizes);
     RUN(test_fast_decoders);
