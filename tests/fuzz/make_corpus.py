@@ -88,6 +88,36 @@ def gguf_seeds():
     return seeds
 
 
+def other_seeds():
+    """gemma3 and glm4, whose metadata and tensors differ most from llama's."""
+    seeds = {}
+    for name in ("gemma3", "glm4"):
+        pairs = [string("general.architecture", name)]
+        pairs += [u32(f"{name}.{k}", v) for k, v in (
+            ("block_count", 2), ("context_length", 8), ("embedding_length", 16), ("feed_forward_length", 8),
+            ("attention.head_count", 1))]
+        pairs += [pair(f"{name}.attention.layer_norm_rms_epsilon", 6, struct.pack("<f", 1e-6))]
+        if name == "gemma3":
+            pairs += [u32("gemma3.attention.sliding_window", 4), u32("gemma3.attention.sliding_window_pattern", 2),
+                      pair("gemma3.rope.freq_base_swa", 6, struct.pack("<f", 1e4))]
+        else:
+            pairs += [u32("glm4.rope.dimension_count", 8)]
+        tensors = [("token_embd.weight", F16, [16, 4]), ("output_norm.weight", F32, [16])]
+        for layer in range(2):
+            rows = [(f"{m}.weight", F16, [16, 16]) for m in ("attn_q", "attn_k", "attn_v", "attn_output")]
+            rows += [(f"{m}.weight", F32, [16]) for m in ("attn_norm", "ffn_norm", "post_attention_norm",
+                                                          "post_ffw_norm")]
+            rows += [("ffn_down.weight", F16, [8, 16]), ("ffn_up.weight", F16, [16, 8 if name == "gemma3" else 16])]
+            if name == "gemma3":
+                rows += [("ffn_gate.weight", F16, [16, 8]), ("attn_q_norm.weight", F32, [16]),
+                         ("attn_k_norm.weight", F32, [16])]
+            else:
+                rows += [(f"attn_{x}.bias", F32, [16]) for x in "qkv"]
+            tensors += [(f"blk.{layer}.{n}", k, d) for n, k, d in rows]
+        seeds[f"gguf/{name}"] = gguf(pairs, tensors)
+    return seeds
+
+
 def tensors_of(named, metadata=None):
     header = {"__metadata__": metadata} if metadata else {}
     offset = 0
@@ -119,6 +149,60 @@ def adapter_seeds():
             "adapter/gguf": bytes(2) + gguf(pairs, both)}
 
 
+def folder_seeds():
+    sizes = dict(hidden_size=16, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1, num_key_value_heads=1,
+                 head_dim=16, vocab_size=4, max_position_embeddings=8, rms_norm_eps=1e-6, tie_word_embeddings=True)
+
+    def layer(i, name):
+        rows = [(f"self_attn.{x}_proj.weight", [16, 16]) for x in "qkvo"] + [("mlp.down_proj.weight", [16, 8])]
+        rows += [("input_layernorm.weight", [16]), ("post_attention_layernorm.weight", [16])]
+        if name in ("qwen2", "glm4"):
+            rows += [(f"self_attn.{x}_proj.bias", [16]) for x in "qkv"]
+        if name in ("qwen3", "gemma3_text"):
+            rows += [(f"self_attn.{x}_norm.weight", [16]) for x in "qk"]
+        if name == "glm4":
+            rows += [("mlp.gate_up_proj.weight", [16, 16])]
+            rows += [("post_self_attn_layernorm.weight", [16]), ("post_mlp_layernorm.weight", [16])]
+        else:
+            rows += [("mlp.gate_proj.weight", [8, 16]), ("mlp.up_proj.weight", [8, 16])]
+        if name == "gemma3_text":
+            rows += [("pre_feedforward_layernorm.weight", [16]), ("post_feedforward_layernorm.weight", [16])]
+        return [(f"model.layers.{i}.{n}", "BF16", d) for n, d in rows]
+
+    def padded(data, size):
+        length = struct.unpack("<Q", data[:8])[0]
+        spaces = b" " * (size - len(data))
+        return struct.pack("<Q", length + len(spaces)) + data[8:8 + length] + spaces + data[8 + length:]
+
+    def seed(config, files, index=None):
+        config, index = json.dumps(config).encode(), json.dumps(index).encode() if index else b""
+        size = max(map(len, files))
+        return struct.pack(">HH", len(config), len(index)) + config + index + b"".join(padded(f, size) for f in files)
+
+    more = {
+        "llama": dict(rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                        original_max_position_embeddings=4)),
+        "qwen2": dict(use_sliding_window=True, sliding_window=4, max_window_layers=0),
+        "qwen3": dict(rope_theta=1e6, rope_scaling=dict(type="linear", factor=2.0)),
+        "gemma3_text": dict(sliding_window=4, layer_types=["sliding_attention", "full_attention"],
+                            query_pre_attn_scalar=16, rope_parameters=dict(
+                                full_attention=dict(rope_type="default", rope_theta=1e6),
+                                sliding_attention=dict(rope_type="default", rope_theta=1e4))),
+        "glm4": dict(attention_bias=True, partial_rotary_factor=0.5),
+    }
+    top = [("model.embed_tokens.weight", "F16", [4, 16]), ("model.norm.weight", "F32", [16])]
+    seeds = {}
+    for name, options in more.items():
+        config = dict(model_type=name, **sizes, **options)
+        parts = [top + layer(0, name), layer(1, name)]
+        seeds[f"folder/{name}"] = seed(config, [tensors_of(parts[0] + parts[1])])
+        if name == "qwen2":
+            names = ["model-1.safetensors", "model-2.safetensors"]
+            index = {"weight_map": {t[0]: n for part, n in zip(parts, names) for t in part}}
+            seeds["folder/shards"] = seed(config, [tensors_of(p) for p in parts], index)
+    return seeds
+
+
 def dataset_seeds():
     def line(unit, *messages):
         return json.dumps({"messages": [{"role": r, "content": c} for r, c in messages], "unit": unit}) + "\n"
@@ -132,7 +216,7 @@ def dataset_seeds():
 
 def main():
     job = struct.pack("<I", 4) + b"demo" + struct.pack("<QI", 1, 1) + struct.pack("<I", 3) + b"abc"
-    seeds = gguf_seeds() | adapter_seeds() | dataset_seeds()
+    seeds = gguf_seeds() | other_seeds() | adapter_seeds() | folder_seeds() | dataset_seeds()
     types = [("a", "F16", [2, 1]), ("b", "BF16", [3]), ("c", "I64", []), ("d", "U8", [0])]
     seeds |= {"safetensors/factors": factors("F32"), "safetensors/types": tensors_of(types, {"format": "pt"})}
     seeds |= {"session/event": struct.pack("<QQB", 1, 2, 1) + job, "session/message": b"\x01" + job}
