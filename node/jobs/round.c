@@ -97,24 +97,6 @@ static int load_version(struct federation *f, struct job_runtime *job, struct er
     return version_first(&job->version, &job->plan, adapter_config_words(&job->adapter, &job->lora), err);
 }
 
-/* The adapter that the plan describes, and whether the plan cuts it where it can be averaged. */
-static int check_adapter(struct federation *f, struct job_runtime *job, struct error *err)
-{
-    size_t split;
-    int rc;
-
-    if (job->adapter.lora.mode == LORA_JOINT)
-        return error_set(err, ERR_POLICY, "job %s trains A and B together: averaging them is not averaging the update",
-                         job->plan.job);
-    if ((rc = adapter_config_build(&job->adapter, &f->site->model.config, &job->lora, err)) < 0)
-        return rc;
-    split = adapter_config_split(&job->adapter, &job->lora);
-    if (split != job->plan.split_words)
-        return error_set(err, ERR_POLICY, "job %s cuts its adapter after %llu values, its LoRA configuration after %zu",
-                         job->plan.job, (unsigned long long)job->plan.split_words, split);
-    return 0;
-}
-
 /* Everything of a job that lasts over its rounds. */
 static int prepare_job(struct federation *f, const struct job_plan *plan, struct error *err)
 {
@@ -128,9 +110,10 @@ static int prepare_job(struct federation *f, const struct job_plan *plan, struct
         job_runtime_release(&f->job);
     if ((rc = adapter_config_parse(span_of(plan->lora, plan->lora_len), &job.adapter, err)) < 0)
         return rc;
-    if ((rc = check_adapter(f, &job, err)) < 0) {
+    if ((rc = adapter_config_build(&job.adapter, &f->site->model.config, &job.lora, err)) < 0 ||
+        (rc = adapter_config_check_plan(&job.adapter, &job.lora, plan->split_words, err)) < 0) {
         job_runtime_release(&job);
-        return rc;
+        return error_prefix(err, "job %s", plan->job);
     }
     vector = job_plan_vector_max(plan, adapter_config_words(&job.adapter, &job.lora));
     if ((rc = local_plan_make(&job.local, plan, 1, vector, err)) < 0 ||

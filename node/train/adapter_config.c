@@ -170,6 +170,22 @@ size_t adapter_config_split(const struct adapter_config *config, const struct lo
     return lora->config.mode == LORA_FFA ? lora->frozen_count : lora->trained_count;
 }
 
+int adapter_config_check_plan(const struct adapter_config *config, const struct lora *lora, uint64_t split_words,
+                              struct error *err)
+{
+    const size_t split = adapter_config_split(config, lora);
+
+    if (lora->config.mode == LORA_JOINT)
+        return error_set(err, ERR_POLICY,
+                         "the plan trains A and B together: averaging the two is not averaging their product, the "
+                         "update (ffa and alternating train one at a time)");
+    if (split != split_words)
+        return error_set(err, ERR_POLICY,
+                         "the plan cuts the adapter after %llu values, its LoRA configuration after %zu",
+                         (unsigned long long)split_words, split);
+    return 0;
+}
+
 int adapter_config_apply(const struct adapter_config *config, const float *state, size_t words, struct lora *lora,
                          struct error *err)
 {

@@ -41,6 +41,11 @@ int MUST_USE adapter_config_build(const struct adapter_config *config, const str
 size_t adapter_config_words(const struct adapter_config *config, const struct lora *lora);
 size_t adapter_config_split(const struct adapter_config *config, const struct lora *lora);
 
+/* May a federation train this adapter by a plan that cuts its state at split_words? ERR_POLICY: A and B are trained
+ * together, or the plan cuts elsewhere than between them. */
+int MUST_USE adapter_config_check_plan(const struct adapter_config *config, const struct lora *lora,
+                                       uint64_t split_words, struct error *err);
+
 /* Makes lora, of adapter_config_build, the adapter that a state describes; whichever factor is trained. ERR_INTEGRITY:
  * the state has another size, or the mode has none. */
 int MUST_USE adapter_config_apply(const struct adapter_config *config, const float *state, size_t words,

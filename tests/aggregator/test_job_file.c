@@ -39,7 +39,8 @@ static int plan_of(const char *lines, struct job_plan *plan, uint64_t *words, st
     return rc;
 }
 
-static void parameters_are_counted_as_the_model_does(void **state)
+/* Once as a model with gate and up apart, once as one that has them in one matrix. */
+static void check_counts(bool fused)
 {
     static const char *const loras[] = {
         "lora: {targets: [q, v]}\n",
@@ -48,6 +49,10 @@ static void parameters_are_counted_as_the_model_does(void **state)
         "lora: {targets: [down, o], rank: 1, layer_first: 2}\n",
         "lora: {targets: [k], layer_first: 4, layer_last: 4, alpha: 0.5}\n",
         "lora: {targets: [up, gate], layer_first: 1, layer_last: 3, rank: 16}\n",
+        "lora: {targets: [q, v], mode: alternating}\n",
+        "lora: {targets: [q, k, v, o, gate, up, down], rank: 7, mode: alternating}\n",
+        "lora: {targets: [down, o], layer_first: 2, mode: alternating}\n",
+        "lora: {targets: [up, gate, down], layer_last: 3, rank: 5, mode: alternating}\n",
     };
     /* The same shapes as the card's. */
     const struct model_config model = {.vocabulary = 100,
@@ -57,8 +62,8 @@ static void parameters_are_counted_as_the_model_does(void **state)
                                        .kv_head_count = 2,
                                        .head_size = 8,
                                        .d_ff = 80,
-                                       .context_length = 64};
-    (void)state;
+                                       .context_length = 64,
+                                       .fused_gate_up = fused};
     for (size_t i = 0; i < ARRAY_LEN(loras); i++) {
         struct job_plan plan;
         struct adapter_config adapter;
@@ -69,10 +74,22 @@ static void parameters_are_counted_as_the_model_does(void **state)
             adapter_config_parse(span_of(plan.lora, plan.lora_len), &adapter, &err) < 0 ||
             adapter_config_build(&adapter, &model, &lora, &err) < 0)
             fail_msg("%s: %s", loras[i], err.message);
-        assert_int_equal(words, lora.trained_count);
-        assert_true(words > 0);
+        assert_int_equal(words, adapter_config_words(&adapter, &lora));
+        assert_int_equal(plan.split_words, adapter_config_split(&adapter, &lora));
+        assert_int_equal(plan.split_words > 0, strstr(loras[i], "alternating") != NULL);
+        assert_true(words > plan.split_words);
         lora_release(&lora);
     }
+}
+
+static void parameters_are_counted_as_the_model_does(void **state)
+{
+    char fused[sizeof card + 32];
+    (void)state;
+    check_counts(false);
+    snprintf(fused, sizeof fused, "%.*s, \"fused_gate_up\": true}", (int)strlen(card) - 1, card);
+    fixture_write(&f, "card.json", span_str(fused));
+    check_counts(true);
 }
 
 static void values_arrive_in_the_plan(void **state)
