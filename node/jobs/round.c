@@ -115,6 +115,9 @@ static int prepare_job(struct federation *f, const struct job_plan *plan, struct
         job_runtime_release(&job);
         return error_prefix(err, "job %s", plan->job);
     }
+    /* One number for the whole job, since the ledger holds its plan to the letter: the longer factor's where they
+     * alternate. It bounds the rounding loss of every round; clipping itself takes the round's own length, and neither
+     * sensitivity nor noise depends on it. */
     vector = job_plan_vector_max(plan, adapter_config_words(&job.adapter, &job.lora));
     if ((rc = local_plan_make(&job.local, plan, 1, vector, err)) < 0 ||
         (rc = account_load(f->config, f->site, job.local.system_message, (int32_t)plan->train.max_len,
