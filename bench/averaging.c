@@ -138,7 +138,6 @@ struct run {
     struct lora lora;
     struct train *train;
     struct optimizer optimizer;
-    size_t moments; /* values that it has room for: its count between rounds */
     struct batch batch;
     float *mean; /* gradient */
     struct factors start, average, own[SITES_MAX];
@@ -245,9 +244,7 @@ static void federated_round(struct run *r, const char *name, int round)
     copy_factors(r, sections(r), r->start);
     for (int site = 0; site < r->sites; site++) {
         copy_factors(r, r->start, sections(r));
-        r->optimizer.count = r->moments; /* all are cleared */
-        optimizer_reset(&r->optimizer);
-        r->optimizer.count = r->lora.trained_count;
+        optimizer_reset(&r->optimizer, r->lora.trained_count);
         for (int step = 0; step < r->s->steps; step++)
             local_step(r, site);
         for (int e = 0; e < r->s->batch; e++)
@@ -284,15 +281,14 @@ static void run_mode(struct run *r, const char *name, enum lora_mode mode, bool 
     for (int32_t i = 0; i < r->lora.entry_count; i++)
         r->a_count += (size_t)s->rank * (size_t)r->lora.entries[i].in;
     r->b_count = total - r->a_count;
-    r->moments = r->a_count > r->b_count ? r->a_count : r->b_count;
-    r->moments = mode == LORA_JOINT ? total : r->moments;
+    const size_t half = r->a_count > r->b_count ? r->a_count : r->b_count;
     struct train_options train_options = {.backend = r->backend,
                                           .tokens_max = TOKENS_MAX * s->batch,
                                           .examples_max = s->batch,
                                           .example_tokens_max = TOKENS_MAX,
                                           .alternating = alternating};
     check(train_new(&train_options, r->model, &r->lora, &r->train, &err), &err);
-    check(optimizer_init(&r->optimizer, &adamw, r->backend, r->moments, &err), &err);
+    check(optimizer_init(&r->optimizer, &adamw, r->backend, mode == LORA_JOINT ? total : half, &err), &err);
     r->mean = take(total, sizeof *r->mean);
     struct factors *all[SITES_MAX + 2] = {&r->start, &r->average};
     for (int i = 0; i < r->sites; i++)
