@@ -9,11 +9,49 @@
 #include "tests/node/tiny_site.h"
 
 #include <math.h>
+#include <stdatomic.h>
 
 #define SEED "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
 #define TURNS "layers=0-1;targets=q,v;rank=4;alpha=16;scaling=rank;mode=alternating;seed=" SEED
 #define JOINT "layers=0-1;targets=q,v;rank=4;alpha=16;scaling=rank;mode=joint;seed=" SEED
 #define TEXT "layers=0-1;targets=q,v;rank=4;alpha=16;scaling=rank;mode=ffa;seed=" SEED
+
+/* --- allocation counters (linked with --wrap) --------------------------------------------------------------------- */
+
+static atomic_long allocations;
+
+void *__real_malloc(size_t n);
+void *__real_calloc(size_t n, size_t size);
+void *__real_realloc(void *p, size_t n);
+void *__real_aligned_alloc(size_t alignment, size_t n);
+void *__wrap_malloc(size_t n);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_realloc(void *p, size_t n);
+void *__wrap_aligned_alloc(size_t alignment, size_t n);
+
+void *__wrap_malloc(size_t n)
+{
+    atomic_fetch_add(&allocations, 1);
+    return __real_malloc(n);
+}
+
+void *__wrap_calloc(size_t n, size_t size)
+{
+    atomic_fetch_add(&allocations, 1);
+    return __real_calloc(n, size);
+}
+
+void *__wrap_realloc(void *p, size_t n)
+{
+    atomic_fetch_add(&allocations, 1);
+    return __real_realloc(p, n);
+}
+
+void *__wrap_aligned_alloc(size_t alignment, size_t n)
+{
+    atomic_fetch_add(&allocations, 1);
+    return __real_aligned_alloc(alignment, n);
+}
 
 static struct tiny_site tiny;
 static struct backend *backend; /* float32, whatever the site's is */
@@ -409,7 +447,9 @@ static void turns_are_rounds_of_one_factor(const char *text, bool with_noise, en
         if (trainer_new(&o, &tiny.site.model, &alone, data, &fresh, &err) < 0)
             fail_msg("%s", err.message);
         one_round(fresh, &alone, round);
+        const long allocated = atomic_load(&allocations);
         one_round(t, &turns, round);
+        assert_int_equal(atomic_load(&allocations), allocated);
         assert_memory_equal(turns.trained, alone.trained, alone.trained_count * sizeof(float));
         assert_memory_equal(turns.frozen, alone.frozen, alone.frozen_count * sizeof(float));
         assert_true(memcmp(turns.trained, before, turns.trained_count * sizeof *before) != 0);
