@@ -12,7 +12,8 @@ architecture in tests/golden/folders, and a GGUF file that this script makes of 
   llama.cpp                      the GGUF file, and our GGUF adapter; caches in F32, no flash attention
 
 With --gguf also a real model (SmolLM2's Q4_1 file): ours and llama.cpp, and transformers over the dequantised file with
-our PEFT export. llama.cpp rounds activations to 8 bits for quantised matrices; the table shows what that makes.
+our PEFT export. llama.cpp rounds activations to 8 bits for quantised matrices; the table shows what that makes, and what is
+left of it with the weights in F32.
 
 Prints the largest difference of a logit from the reference in each row, beside the largest logit; ends with 1 if one
 exceeds 1e-4 of it (rows of 8-bit activations: 5e-2).
@@ -101,6 +102,24 @@ def to_gguf(folder, path):
     w.close()
 
 
+def dequantised(file, path):
+    """The same weights in F32: llama.cpp computes with those as we do, without rounding activations to 8 bits."""
+    reader = gguf.GGUFReader(file)
+    arch = reader.fields["general.architecture"].contents()
+    w = gguf.GGUFWriter(path, arch)
+    for key, field in reader.fields.items():
+        if key.startswith(arch + ".") and key != f"{arch}.vocab_size":
+            w.add_key_value(key, field.contents(), field.types[0], field.types[1] if len(field.types) > 1 else None)
+    w.add_vocab_size(next(int(t.shape[1]) for t in reader.tensors if t.name == "token_embd.weight"))
+    w.add_tokenizer_model("no_vocab")
+    for t in reader.tensors:
+        w.add_tensor(t.name, gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float32))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
 def llama_logits(path, adapter, ids):
     params = llama_cpp.llama_model_default_params()
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
@@ -170,13 +189,15 @@ def tiny(program, folder, work):
 
 def real(program, file, work):
     ids = [1, 4093, 198, 2683, 359, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
-    adapter, peft = work / "real.gguf", work / "real-peft"
+    adapter, peft, plain = work / "real.gguf", work / "real-peft", work / "plain.gguf"
+    dequantised(file, plain)
     base = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, attn_implementation="eager",
                                                 dtype=torch.float32)
     reference = torch_logits(base, ids)
     print(f"{file.name}, the base model: difference from transformers on the dequantised weights")
     row("ours", ours(program, file, ids), reference, 1e-3)
     row("llama.cpp (8-bit activations)", llama_logits(file, None, ids), reference, 5e-2)
+    row("llama.cpp, dequantised", llama_logits(plain, None, ids), reference, 1e-3)
     got = ours(program, file, ids, "--random", "8", "--peft", peft, "--gguf", adapter)
     adapted = torch_logits(PeftModel.from_pretrained(base, peft), ids)
     print(f"{file.name}, LoRA of rank 8: difference from transformers + PEFT with our export")
@@ -184,6 +205,7 @@ def real(program, file, work):
     row("ours, adapter read back from PEFT", ours(program, file, ids, "--adapter", peft), adapted, 1e-3)
     row("ours, adapter read back from GGUF", ours(program, file, ids, "--adapter", adapter), adapted, 1e-3)
     row("llama.cpp, our GGUF adapter", llama_logits(file, adapter, ids), adapted, 5e-2)
+    row("llama.cpp, dequantised, our GGUF adapter", llama_logits(plain, adapter, ids), adapted, 1e-3)
     row("  (what the adapter changes)", reference, adapted, np.inf)
 
 
