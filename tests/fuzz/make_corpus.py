@@ -56,6 +56,44 @@ def safetensors():
     return struct.pack("<Q", len(raw)) + raw + bytes(256)
 
 
+PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBERS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+           r"|\s+(?!\S)|\s+")
+
+
+def tokenizers():
+    """A small tokenizer.json of each kind, behind the length and the text of a tokenizer_config.json."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    split = lambda numbers: {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": PATTERN.replace("NUMBERS", numbers)}, "behavior": "Isolated", "invert": False},
+        byte_level]}
+    smollm = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level | {"use_regex": True}]}
+    ascii_ = [chr(c) for c in range(33, 127)] + ["Ġ", "Ċ", "Ã", "Ì", "ģ"]
+    merges = [["a", "b"], ["Ġ", "t"], ["Ġt", "ab"]]
+
+    def whole(control, user, pre, normalizer=None, vocab=None, merges=merges, **model):
+        vocab = {t: i for i, t in enumerate(vocab or ascii_ + ["".join(m) for m in merges])}
+        added = [{"id": len(vocab) + i, "content": t, "special": i < len(control), "normalized": False}
+                 for i, t in enumerate(control + user)]
+        return {"added_tokens": added, "normalizer": normalizer, "pre_tokenizer": pre,
+                "model": {"type": "BPE", "vocab": vocab, "merges": merges, **model}}
+    plain = [["a", "b"], ["Ġ", "t"]]
+    kinds = {
+        "smollm": whole(["<|im_start|>", "<|im_end|>"], [], smollm, merges=[" ".join(m) for m in plain],
+                        vocab=ascii_ + ["ab", "Ġt"]),
+        "qwen3": whole(["<|im_start|>", "<|im_end|>"], ["<think>", "</think>"], split(r"\p{N}"), {"type": "NFC"}, merges=plain),
+        "llama3": whole(["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], [], split(r"\p{N}{1,3}"),
+                        merges=plain, ignore_merges=True),
+        "gemma": whole(["<bos>", "<start_of_turn>", "<end_of_turn>"], ["\n\n", "▁▁"], None,
+                       {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+                       [f"<0x{b:02X}>" for b in range(256)] + ["a", "b", "▁", "ab", "▁ab"], [["a", "b"], ["▁", "ab"]],
+                       byte_fallback=True),
+    }
+    config = json.dumps({"eos_token": "<|im_end|>", "chat_template": "enable_thinking"}).encode()
+    out = {name: b"\0\0" + json.dumps(file, ensure_ascii=False).encode() for name, file in kinds.items()}
+    out["configured"] = struct.pack(">H", len(config)) + config + out["qwen3"][2:]
+    return out
+
+
 def main():
     config = json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 2}).encode()
     adapter = gguf([pair("general.type", 8, text("adapter")), pair("general.architecture", 8, text("llama")),
@@ -64,6 +102,7 @@ def main():
     record = json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "unit": 1})
     seeds = {"gguf/model": model(), "safetensors/peft": safetensors(), "dataset/record": (record + "\n").encode() * 2,
              "adapter/peft": struct.pack(">H", len(config)) + config + safetensors(), "adapter/gguf": bytes(2) + adapter}
+    seeds |= {"tokenizer/" + name: data for name, data in tokenizers().items()}
     job = struct.pack("<I", 4) + b"demo" + struct.pack("<QI", 1, 1) + struct.pack("<I", 3) + b"abc"
     seeds |= {"session/event": struct.pack("<QQB", 1, 2, 1) + job, "session/message": b"\x01" + job}
     seeds |= {f"stages/m{m}-{again}": bytes([m, again]) + b"\x25\0\0\1" for m in range(11) for again in (0, 128)}
