@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Makes tokenizers.json: what the reference tokenizers of each kind do with the strings of tokens.json and some more.
+"""Makes tokenizers.json and vocabularies.json beside itself: what the reference tokenizers of each kind do with the
+strings of tokens.json and some more.
 
-    make_tokenizers.py [GEMMA.gguf] > tests/golden/tokenizers.json
+    make_tokenizers.py [--gemma GEMMA.gguf] [--qwen qwen.tiktoken] [--llama3 tokenizer.model] [--write FOLDER]
 
 The reference is the `tokenizers` package, set up as each model's tokenizer.json sets it up:
 
@@ -10,13 +11,17 @@ The reference is the `tokenizers` package, set up as each model's tokenizer.json
     glm4       GLM-4-0414                 the same
     gemma      Gemma 3                    spaces become U+2581, one word, byte fallback, user-defined tokens
 
-Of all but Gemma no package at hand carries the vocabulary, so small ones are trained here on the strings themselves; they
-stand in the output as whole tokenizer.json files, ids included. Some tokens have no merges that lead to them, which is
-what ignore_merges is about. Gemma's has a score for each token, too: what its GGUF files carry, and what the merges
-follow from (generate_merges in transformers/convert_slow_tokenizer.py).
+Small vocabularies are trained here on the strings themselves; they stand in tokenizers.json as whole tokenizer.json files,
+ids included. Some tokens have no merges that lead to them, which is what ignore_merges is about. Gemma's has a score for
+each token, too: what its GGUF files carry, and what the merges follow from (generate_merges in
+transformers/convert_slow_tokenizer.py).
 
-With GEMMA.gguf (scripts/fetch-model.sh --gemma) the real vocabulary is compared as well; without it those rows are kept
-from the file that is there.
+vocabularies.json has the ids over real vocabularies. Gemma 3's comes from scripts/fetch-model.sh --gemma, Qwen's from
+dashscope 1.14.1 (dashscope/resources/qwen.tiktoken), Llama 3's from llama-models 0.0.63
+(llama_models/llama3/api/tokenizer.model); of GLM-4's no package is known. The latter two are lists of tokens and ranks; the
+merges follow from them as in TikTokenConverter of transformers, and with --write the tokenizer.json files that come of
+it are put into FOLDER as qwen2.json and llama-bpe.json, where the tests look for them (CONSILIUM_VOCABULARIES). What is
+not given is kept from the file that is there.
 
 "cuts" are digests of where the pre-tokenizers cut, "ids" of the ids, one for each string, in order: strings of
 tokens.json, then "extra". A digest is FNV-1a of 64 bits over little-endian 32-bit numbers, its
@@ -24,10 +29,11 @@ halves added without carry; of every 40th string the ids stand there as well.
 
 Needs: pip install gguf tokenizers
 """
+import argparse
+import base64
 import json
 import os
 import random
-import sys
 
 import make_tokens
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -144,6 +150,30 @@ def real_gemma(path):
     return gemma_of(dict(zip(texts, scores)), [t for t, k in zip(texts, kinds) if k == 4])
 
 
+def byte_names():
+    """GPT-2's characters for bytes."""
+    own = [*range(0x21, 0x7f), *range(0xa1, 0xad), *range(0xae, 0x100)]
+    names = {b: chr(b) for b in own}
+    return names | {b: chr(0x100 + i) for i, b in enumerate(b for b in range(256) if b not in own)}
+
+
+def real_bytes(path, kind):
+    names = byte_names()
+    ranks = {base64.b64decode(line.split()[0]): int(line.split()[1]) for line in open(path, "rb") if line.strip()}
+    named = {token: "".join(names[b] for b in token) for token in ranks}
+    merges = []
+    for token, rank in ranks.items():
+        cuts = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
+        merges += [(rank, left, right) for left, right in sorted(cuts, key=lambda cut: (ranks[cut[0]], ranks[cut[1]]))]
+    merges.sort(key=lambda merge: merge[0])
+    tokenizer = Tokenizer(models.BPE({named[t]: r for t, r in ranks.items()}, [(named[l], named[r]) for _, l, r in merges],
+                                     ignore_merges=kind != "qwen2"))
+    tokenizer.normalizer = normalizers.NFC() if kind == "qwen2" else None
+    tokenizer.pre_tokenizer = splitter(ONE if kind == "qwen2" else THREE)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
 def compared(tokenizer, texts):
     ids = [tokenizer.encode(t, add_special_tokens=False).ids for t in texts]
     return {"digests": "".join(map(digest, ids)), "rows": [[i, ids[i]] for i in range(0, len(ids), 40)]}
@@ -159,7 +189,17 @@ def cuts(cutter, texts):
     return "".join(digest(ends(t)) for t in texts)
 
 
+def dump(name, content):
+    with open(os.path.join(FOLDER, name), "w") as out:
+        json.dump(content, out, ensure_ascii=False, separators=(",", ":"))
+        out.write("\n")
+
+
 def main():
+    parser = argparse.ArgumentParser()
+    for option in ("--gemma", "--qwen", "--llama3", "--write"):
+        parser.add_argument(option)
+    given = parser.parse_args()
     old = json.load(open(os.path.join(FOLDER, "tokens.json")))
     more = extra()
     texts = [row[0] for row in old["rows"]] + more
@@ -173,12 +213,19 @@ def main():
         marked = ["x".join(SPECIALS[kind]) + t for t in ["", " a b", "\n\n1"]]
         out["kinds"][kind] = {"tokenizer": json.loads(tokenizer.to_str()), "scores": scores, "ids": ids,
                               "marked": [[t, tokenizer.encode(t, add_special_tokens=False).ids] for t in marked]}
-    if len(sys.argv) > 1:
-        out["gemma-3-270m"] = compared(real_gemma(sys.argv[1]), texts)
-    else:
-        out["gemma-3-270m"] = json.load(open(os.path.join(FOLDER, "tokenizers.json")))["gemma-3-270m"]
-    json.dump(out, sys.stdout, ensure_ascii=False, separators=(",", ":"))
-    print()
+    dump("tokenizers.json", out)
+    path = os.path.join(FOLDER, "vocabularies.json")
+    real = json.load(open(path)) if os.path.exists(path) else {}
+    if given.gemma:
+        real["gemma"] = compared(real_gemma(given.gemma), texts)
+    for kind, file in (("qwen2", given.qwen), ("llama-bpe", given.llama3)):
+        if file:
+            tokenizer = real_bytes(file, kind)
+            real[kind] = compared(tokenizer, texts)
+            tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIALS[kind]])
+            if given.write:
+                tokenizer.save(os.path.join(given.write, kind + ".json"))
+    dump("vocabularies.json", real)
 
 
 if __name__ == "__main__":
