@@ -77,6 +77,7 @@ void clip_accumulate(size_t n, const float *g, const struct clip_params *params,
 extern const struct kernel_ops kernel_ops_scalar;
 extern const struct kernel_ops kernel_ops_avx2;
 extern const struct kernel_ops kernel_ops_avx512;
+extern const struct kernel_ops kernel_ops_avx512_vnni;
 extern const struct kernel_ops kernel_ops_avx512_bf16;
 
 #endif
