@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* --- OpenBLAS ----------------------------------------------------------------------------------------------------- */
 
@@ -117,25 +118,38 @@ void ceiling_init(struct ceiling *c, const struct kernel_ops *ops, struct pool *
     c->blas = blas_open(ops, pool_threads(pool), c->blas_name, sizeof c->blas_name);
 }
 
+static void own_product(struct ceiling *c, const struct ceiling_shape *s)
+{
+    const struct tensor w = {c->w, TENSOR_F32, s->backward ? s->k : s->n, s->backward ? s->n : s->k};
+    if (s->backward)
+        c->ops->linear_backward(&c->run, c->rows, &w, c->a, c->c, false);
+    else
+        c->ops->linear_forward(&c->run, c->rows, &w, NULL, c->a, c->c, false);
+}
+
+/* Ours first, then OpenBLAS's, then a pause: its threads spin for some ten milliseconds after their last product. */
 void ceiling_round(struct ceiling *c)
 {
     if (c->rounds == CEILING_ROUNDS_MAX)
         return;
     for (int i = 0; i < c->count; i++) {
-        struct ceiling_shape *s = &c->shapes[i];
-        const struct tensor w = {c->w, TENSOR_F32, s->backward ? s->k : s->n, s->backward ? s->n : s->k};
         const double t0 = now_seconds();
-        if (s->backward)
-            c->ops->linear_backward(&c->run, c->rows, &w, c->a, c->c, false);
-        else
-            c->ops->linear_forward(&c->run, c->rows, &w, NULL, c->a, c->c, false);
-        const double t1 = now_seconds();
-        if (c->blas) /* 101: row-major; 111: as it is; 112: transposed */
-            c->blas->sgemm(101, 111, s->backward ? 111 : 112, c->rows, s->n, s->k, 1, c->a, s->k, c->w,
-                           s->backward ? s->n : s->k, 0, c->c, s->n);
-        s->own[c->rounds] = t1 - t0;
-        s->blas[c->rounds] = c->blas ? now_seconds() - t1 : INFINITY;
+        own_product(c, &c->shapes[i]);
+        c->shapes[i].own[c->rounds] = now_seconds() - t0;
     }
+    for (int i = 0; i < c->count; i++) {
+        struct ceiling_shape *s = &c->shapes[i];
+        s->blas[c->rounds] = INFINITY;
+        if (!c->blas)
+            continue;
+        const double t0 = now_seconds();
+        /* 101: row-major; 111: as it is; 112: transposed */
+        c->blas->sgemm(101, 111, s->backward ? 111 : 112, c->rows, s->n, s->k, 1, c->a, s->k, c->w,
+                       s->backward ? s->n : s->k, 0, c->c, s->n);
+        s->blas[c->rounds] = now_seconds() - t0;
+    }
+    if (c->blas)
+        nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
     c->rounds++;
 }
 
