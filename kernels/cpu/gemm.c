@@ -325,8 +325,14 @@ static void pack_weights(const struct gemm *g, int32_t n0, int32_t columns, int3
         return;
     }
 #endif
-    for (int32_t k = 0; k < kc; k++) {
-        ISA(dequantise)(g->w->type, tensor_row(g->w, kb + k), (size_t)n0, (size_t)columns, tile);
+    const uint8_t *row = tensor_row(g->w, kb);
+    const ptrdiff_t row_bytes = tensor_row(g->w, 1) - tensor_row(g->w, 0);
+    for (int32_t k = 0; k < kc; k++, row += row_bytes) {
+        if (GEMM_NR == GEMM_COLUMNS && columns == GEMM_COLUMNS) {
+            ISA(dequantise)(g->w->type, row, (size_t)n0, GEMM_COLUMNS, panel + (ptrdiff_t)k * GEMM_NR);
+            continue;
+        }
+        ISA(dequantise)(g->w->type, row, (size_t)n0, (size_t)columns, tile);
         for (int32_t j = 0; j < GEMM_COLUMNS; j += VL)
             vec_store(panel + j / GEMM_NR * panel_step + (ptrdiff_t)k * GEMM_NR + j % GEMM_NR, vec_load(tile + j));
     }
