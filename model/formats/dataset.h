@@ -28,11 +28,13 @@
 enum dataset_fault {
     DATASET_LINE_TOO_LONG, /* more than line_bytes_max */
     DATASET_BAD_UTF8,
-    DATASET_BAD_JSON,     /* also duplicate keys and anything but an object */
-    DATASET_BAD_MESSAGES, /* no "messages" list, a message without role or content, an unknown role, a late system */
-    DATASET_NO_ANSWER,    /* the last message is not a non-empty one from the assistant */
-    DATASET_BAD_UNIT,     /* privacy_unit: the field is absent, or neither a string nor an integer */
-    DATASET_TOO_LONG,     /* more than tokens_max tokens: dropped */
+    DATASET_BAD_JSON, /* also duplicate keys and anything but an object */
+    /* No "messages" list, a message without role or content, an unknown role, a late system message, or an order that
+     * the chat format has no place for. */
+    DATASET_BAD_MESSAGES,
+    DATASET_NO_ANSWER, /* the last message is not a non-empty one from the assistant */
+    DATASET_BAD_UNIT,  /* privacy_unit: the field is absent, or neither a string nor an integer */
+    DATASET_TOO_LONG,  /* more than tokens_max tokens: dropped */
     DATASET_FAULT_COUNT
 };
 

@@ -1,6 +1,7 @@
 /* Every kind of tokenizer against the reference's ids (tests/golden/make_tokenizers.py), from either file. */
 #include "tests/formats/fixtures.h"
 
+#include "model/formats/tokenizer_build.h"
 #include "model/formats/tokenizer_nfc.h"
 
 #include <time.h>
@@ -152,6 +153,41 @@ static void test_whole_words_go_before_merges(void **state)
     tokenizer_free(t);
 }
 
+static uint32_t rank_of(const struct tokenizer *t, const char *left, const char *right)
+{
+    const int32_t a = vocabulary_find(&t->vocabulary, span_str(left));
+    const int32_t b = vocabulary_find(&t->vocabulary, span_str(right));
+    assert_true(a >= 0 && b >= 0);
+    for (size_t i = 0; i <= t->bpe.mask; i++)
+        if (t->bpe.slots[i].pair == ((uint64_t)(uint32_t)a << 32 | (uint32_t)b))
+            return t->bpe.slots[i].rank;
+    fail_msg("no merge of %s and %s", left, right);
+    return 0;
+}
+
+/* Better scores first, then longer left sides, then longer right ones (generate_merges of transformers). */
+static void test_merges_of_scores(void **state)
+{
+    const struct span texts[] = {span_str("a"),  span_str("b"),   span_str("c"),  span_str("ab"),
+                                 span_str("bc"), span_str("abc"), span_str("cab")};
+    const uint8_t kinds[] = {1, 1, 1, 1, 1, 1, 1};
+    const float scores[] = {-9, -9, -9, -3, -2, -1, -1};
+    struct tokenizer t = {0};
+    const struct tokenizer_source source = {.file = "f", .tokens_field = "tokens", .scores = scores};
+    const struct vocabulary_text text = {texts, kinds, 7, false};
+    struct error err = {0};
+    (void)state;
+    assert_int_equal(vocabulary_init(&t.vocabulary, &text, "f", "tokens", &err), 0);
+    assert_int_equal(tokenizer_merges_of_scores(&t, &source, &err), 0);
+    assert_int_equal(rank_of(&t, "ab", "c"), 0);
+    assert_int_equal(rank_of(&t, "c", "ab"), 2);
+    assert_int_equal(rank_of(&t, "a", "bc"), 1);
+    assert_int_equal(rank_of(&t, "b", "c"), 3);
+    assert_int_equal(rank_of(&t, "a", "b"), 4);
+    vocabulary_release(&t.vocabulary);
+    bpe_release(&t.bpe);
+}
+
 /* Any bytes: what is not UTF-8 has its own byte tokens, and breaks what would combine. */
 static void test_any_bytes_round_trip(void **state)
 {
@@ -174,10 +210,10 @@ static void test_any_bytes_round_trip(void **state)
     }
 }
 
-/* A million bytes of one pattern; a quadratic way would take hours. */
+/* 256 KiB of one pattern; a quadratic way would take minutes. */
 static void encode_hostile(const struct tokenizer *t, const char *pattern)
 {
-    const size_t size = 1 << 20, step = strlen(pattern);
+    const size_t size = 1 << 18, step = strlen(pattern);
     char *text = malloc(size);
     struct token_list list = {.max = size};
     struct error err = {0};
@@ -227,6 +263,7 @@ int main(void)
         cmocka_unit_test(test_ids_equal_reference),
         cmocka_unit_test(test_ends),
         cmocka_unit_test(test_whole_words_go_before_merges),
+        cmocka_unit_test(test_merges_of_scores),
         cmocka_unit_test(test_any_bytes_round_trip),
         cmocka_unit_test(test_hostile_texts_are_not_quadratic),
     };
