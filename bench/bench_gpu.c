@@ -484,7 +484,7 @@ static double flops_per_token(const struct settings *s, const struct model *mode
     return 4 * ((double)model_weight_count(model) - head + head * labelled) + 3.5 * attention + 6.0 * (double)lora;
 }
 
-static void train(const struct settings *s, struct backend *be, const struct model *model)
+static void bench_train(const struct settings *s, struct backend *be, const struct model *model)
 {
     struct step t;
     struct measured off = {0}, on = {0};
@@ -944,7 +944,7 @@ int main(int argc, char **argv)
     else if (s.ops)
         bench_ops(&s, be, model);
     else
-        train(&s, be, model);
+        bench_train(&s, be, model);
     backend_free(be);
     synthetic_release(&synthetic);
     return 0;
