@@ -60,9 +60,9 @@ static void test_every_item_once(void)
 /* Long enough apart for workers to fall asleep, and jobs long enough for the caller to. */
 static void slow_hit(void *ctx, int item, int thread)
 {
-    hit(ctx, item, thread);
     if (thread > 0)
         nanosleep(&(struct timespec){.tv_nsec = 4000 * POOL_SPIN_US}, NULL);
+    hit(ctx, item, thread);
 }
 
 static void test_jobs_after_a_rest(void)
