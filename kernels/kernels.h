@@ -31,7 +31,9 @@ enum kernel_isa { KERNEL_SCALAR, KERNEL_AVX2, KERNEL_AVX512, KERNEL_AVX512_VNNI,
 #define KERNEL_ISA_BEST KERNEL_AVX512_BF16
 
 /* What the products with frozen weights (linear_*, cross entropy) multiply in; sums are always float32. BF16 rounds
- * both operands and needs KERNEL_AVX512_BF16, other tables compute F32 instead. The LoRA path is always float32. */
+ * both operands and needs KERNEL_AVX512_BF16, other tables compute F32 instead; but in linear_decode, which training
+ * never calls, KERNEL_AVX512_VNNI and above then round x to 8 bits in runs of 32 (d = the run's largest/127) and
+ * multiply it with the quants of quantised weights as they are. The LoRA path is always float32. */
 enum kernel_precision { KERNEL_F32, KERNEL_BF16 };
 
 struct kernel_run {
@@ -102,8 +104,8 @@ struct kernel_ops {
     /* dx = dy·W, or dx += … if accumulate. dy (M, out), dx (M, in). */
     void (*linear_backward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *dy, float *dx,
                             bool accumulate);
-    /* The forward product for few rows (decoding, 1 ≤ m ≤ KERNEL_DECODE_ROWS): reads W once, float32. Rounds otherwise
-     * than linear_forward. Also the logits of a row. */
+    /* The forward product for few rows (decoding, 1 ≤ m ≤ KERNEL_DECODE_ROWS): reads W once. Rounds otherwise than
+     * linear_forward: float32, or in KERNEL_BF16 as said there. Also the logits of a row. */
     void (*linear_decode)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *bias,
                           const float *x, float *y);
 

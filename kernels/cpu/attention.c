@@ -338,6 +338,37 @@ void ISA(attention_backward)(const struct kernel_run *run, const struct attentio
     }
 }
 
+/* q·k of four keys, `stride` floats apart. */
+INLINE void dot4(const float *q, const float *k, ptrdiff_t stride, int32_t d, float out[4])
+{
+    vec sum[4] = {vec_zero(), vec_zero(), vec_zero(), vec_zero()};
+    for (int32_t i = 0; i < d; i += VL) {
+        const vec x = vec_load(q + i);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+            sum[j] = vec_fma(x, vec_load(k + j * stride + i), sum[j]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++)
+        out[j] = vec_sum(sum[j]);
+}
+
+/* o = by·Σ s[t]·v_t; vectors, those of a head, is a constant where it matters. */
+INLINE void weighted_sum(const float *s, const float *v, ptrdiff_t stride, int32_t lo, int32_t hi, int vectors,
+                         float by, float *o)
+{
+    vec acc[256 / VL];
+    for (int i = 0; i < vectors; i++)
+        acc[i] = vec_zero();
+    for (int32_t t = lo; t <= hi; t++) {
+#pragma GCC unroll 16
+        for (int i = 0; i < vectors; i++)
+            acc[i] = vec_fma(vec_set(s[t]), vec_load(v + t * stride + i * VL), acc[i]);
+    }
+    for (int i = 0; i < vectors; i++)
+        vec_store(o + i * VL, vec_mul(acc[i], vec_set(by)));
+}
+
 /* An item is one row and one head. */
 static void decode_item(void *ctx, int item, int thread)
 {
@@ -345,24 +376,28 @@ static void decode_item(void *ctx, int item, int thread)
     const struct attention_shape *shape = j->shape;
     int32_t head = item % shape->heads, row = item / shape->heads, d = shape->head_size;
     int32_t kv_head = head / (shape->heads / shape->kv_heads);
-    int32_t hi = j->length - j->rows + row, lo = first_key(shape, hi);
+    int32_t hi = j->length - j->rows + row, lo = first_key(shape, hi), t = lo;
     float *s = (float *)(void *)(j->scratch + (size_t)thread * j->thread_bytes);
     assert(((size_t)j->length + 64) * sizeof(float) <= j->thread_bytes);
     const float *q = j->q + (ptrdiff_t)item * d;
-    for (int32_t t = lo; t <= hi; t++)
-        s[t] = shape->scale * dot(q, j->k + t * j->kv_stride + (ptrdiff_t)kv_head * d, d);
+    const float *k = j->k + (ptrdiff_t)kv_head * d, *v = j->v + (ptrdiff_t)kv_head * d;
+    for (; t + 3 <= hi; t += 4)
+        dot4(q, k + t * j->kv_stride, j->kv_stride, d, s + t);
+    for (; t <= hi; t++)
+        s[t] = dot(q, k + t * j->kv_stride, d);
+    scale_row(s, lo, hi + 1, shape->scale);
     float sum = exponentials(s, lo, hi + 1, lo, hi, largest(s, lo, hi));
-    vec acc[256 / VL];
-    int vectors = d / VL;
-    for (int i = 0; i < vectors; i++)
-        acc[i] = vec_zero();
-    for (int32_t t = lo; t <= hi; t++) {
-        const float *v = j->v + t * j->kv_stride + (ptrdiff_t)kv_head * d;
-        for (int i = 0; i < vectors; i++)
-            acc[i] = vec_fma(vec_set(s[t]), vec_load(v + i * VL), acc[i]);
+    float *o = j->o_out + (ptrdiff_t)item * d;
+    switch (d / VL) {
+    case 4:
+        weighted_sum(s, v, j->kv_stride, lo, hi, 4, 1.0f / sum, o);
+        break;
+    case 8:
+        weighted_sum(s, v, j->kv_stride, lo, hi, 8, 1.0f / sum, o);
+        break;
+    default:
+        weighted_sum(s, v, j->kv_stride, lo, hi, d / VL, 1.0f / sum, o);
     }
-    for (int i = 0; i < vectors; i++)
-        vec_store(j->o_out + (ptrdiff_t)item * d + i * VL, vec_mul(acc[i], vec_set(1.0f / sum)));
 }
 
 void ISA(attention_decode)(const struct kernel_run *run, const struct attention_shape *shape, int32_t rows,

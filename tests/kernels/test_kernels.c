@@ -67,6 +67,61 @@ static void test_linear(void)
     }
 }
 
+/* linear_decode where it rounds x to 8 bits: against the same rounding done here, the weights decoded plainly. */
+static void check_rounded_decode(const struct kernel_ops *ops, enum tensor_type type, int32_t m, int32_t out,
+                                 int32_t in)
+{
+    struct kernel_run run = support_run(pool, kernels_linear_scratch(pool_threads(pool), m, out, in));
+    struct tensor w = support_tensor(type, out, in);
+    size_t ny = (size_t)m * (size_t)out, nx = (size_t)m * (size_t)in, row_bytes = 0;
+    float *x = support_floats(nx), *bias = support_floats((size_t)out), *y = support_floats(ny);
+    float *want = support_floats(ny), *row = support_floats((size_t)in), *rounded = support_copy(x, nx);
+    CHECK(tensor_type_row_bytes(type, (size_t)in, &row_bytes));
+    memset(x, 0, 32 * sizeof *x); /* a run of zeros */
+    for (size_t i = 0; i < nx; i += 32) {
+        float top = 0;
+        for (size_t k = i; k < i + 32; k++)
+            top = fabsf(x[k]) > top ? fabsf(x[k]) : top;
+        for (size_t k = i; k < i + 32; k++)
+            rounded[k] = top > 0 ? rintf(x[k] * (127 / top)) * (top / 127) : 0;
+    }
+    for (int32_t o = 0; o < out; o++) {
+        tensor_dequantise(type, (const uint8_t *)w.data + (size_t)o * row_bytes, (size_t)in, row);
+        for (int32_t r = 0; r < m; r++) {
+            double sum = bias[o];
+            for (int32_t k = 0; k < in; k++)
+                sum += (double)row[k] * rounded[r * in + k];
+            want[r * out + o] = (float)sum;
+        }
+    }
+    run.precision = KERNEL_BF16;
+    ops->linear_decode(&run, m, &w, bias, x, y);
+    CHECK_CLOSE(y, want, ny, 1e-5);
+    x[in - 1] = NAN; /* of row 0: nothing hides it, and no other row sees it */
+    ops->linear_decode(&run, m, &w, bias, x, y);
+    for (int32_t o = 0; o < out; o++)
+        CHECK(isnan(y[o]));
+    CHECK_CLOSE(y + out, want + out, ny - (size_t)out, 1e-5);
+    float *all[] = {x, bias, y, want, row, rounded, run.scratch};
+    for (size_t i = 0; i < ARRAY_LEN(all); i++)
+        free(all[i]);
+    free((void *)(uintptr_t)w.data);
+}
+
+static void test_rounded_decode(void)
+{
+    FOR_EACH_TABLE(ops)
+    {
+        for (size_t i = 0; i < ARRAY_LEN(all_types) && ops->isa >= KERNEL_AVX512_VNNI; i++) {
+            const size_t block = tensor_type_block(all_types[i]);
+            if (block == 1)
+                continue;
+            check_rounded_decode(ops, all_types[i], 1, 33, (int32_t)(3 * block));
+            check_rounded_decode(ops, all_types[i], KERNEL_DECODE_ROWS, 17, block == 32 ? 640 : 512);
+        }
+    }
+}
+
 static void check_lora(const struct kernel_ops *ops, int32_t m, int32_t out, int32_t in, int32_t r, int32_t stride)
 {
     const struct kernel_ops *reference = kernels_cpu(KERNEL_SCALAR);
@@ -355,6 +410,7 @@ int main(void)
             return 1;
         }
         RUN(test_linear);
+        RUN(test_rounded_decode);
         RUN(test_lora);
         RUN(test_attention);
         RUN(test_norm);

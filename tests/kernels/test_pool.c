@@ -3,6 +3,8 @@
 
 #include "tests/check.h"
 
+#include <time.h>
+
 #define ITEMS 1000
 
 struct job {
@@ -55,6 +57,29 @@ static void test_every_item_once(void)
     run_jobs(5);
 }
 
+/* Long enough apart for workers to fall asleep, and jobs long enough for the caller to. */
+static void slow_hit(void *ctx, int item, int thread)
+{
+    if (thread > 0)
+        nanosleep(&(struct timespec){.tv_nsec = 4000 * POOL_SPIN_US}, NULL);
+    hit(ctx, item, thread);
+}
+
+static void test_jobs_after_a_rest(void)
+{
+    struct pool *pool = NULL;
+    struct error err = {0};
+    static struct job job;
+    CHECK(pool_new(3, &pool, &err) == 0);
+    for (int round = 0; round < 20; round++) {
+        nanosleep(&(struct timespec){.tv_nsec = 4000 * POOL_SPIN_US}, NULL);
+        pool_run(pool, 7, slow_hit, &job);
+        for (int i = 0; i < 7; i++)
+            CHECK(job.hits[i] == round + 1);
+    }
+    pool_free(pool);
+}
+
 static void test_bad_thread_counts(void)
 {
     struct pool *pool = NULL;
@@ -68,6 +93,7 @@ static void test_bad_thread_counts(void)
 int main(void)
 {
     RUN(test_every_item_once);
+    RUN(test_jobs_after_a_rest);
     RUN(test_bad_thread_counts);
     return check_report();
 }
