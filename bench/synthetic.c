@@ -98,10 +98,16 @@ static void fail(const char *message)
     exit(1);
 }
 
+/* Rows that are no whole number of Q4_K's blocks are Q5_0, as llama.cpp has it. */
+static enum tensor_type fitting(enum tensor_type type, int32_t in)
+{
+    return type == TENSOR_Q4_K && in % 256 != 0 ? TENSOR_Q5_0 : type;
+}
+
 static size_t tensor_bytes(enum tensor_type type, int32_t out, int32_t in)
 {
     size_t row = 0;
-    if (!tensor_type_row_bytes(type, (size_t)in, &row))
+    if (!tensor_type_row_bytes(fitting(type, in), (size_t)in, &row))
         fail("a row of this model's shape is no whole number of the type's blocks");
     return (row * (size_t)out + 63) & ~(size_t)63;
 }
@@ -112,28 +118,34 @@ static void set_scales(enum tensor_type type, uint8_t *block)
     static const uint16_t q8_0[1] = {0x1000};         /* 2^-11 */
     static const uint16_t q4_1[2] = {0x2000, 0xab80}; /* 2^-7, −7.5·2^-7 */
     static const uint16_t q4_k[2] = {0x0800, 0x1380}; /* 2^-13, 7.5·2^-13 */
+    static const uint16_t q5_0[1] = {0x1c00};         /* 2^-8 */
     if (type == TENSOR_Q8_0)
         memcpy(block, q8_0, sizeof q8_0);
     else if (type == TENSOR_Q4_1)
         memcpy(block, q4_1, sizeof q4_1);
     else if (type == TENSOR_Q4_K)
         memcpy(block, q4_k, sizeof q4_k);
+    else if (type == TENSOR_Q5_0)
+        memcpy(block, q5_0, sizeof q5_0);
     else
-        fail("synthetic weights come as BF16, Q8_0, Q4_1 or Q4_K only");
+        fail("synthetic weights come as F32, BF16, Q8_0, Q4_1 or Q4_K only");
 }
 
-/* Quants are random bits with sensible scales. A bfloat16 has random sign and mantissa, and one of four exponents:
- * sizes from 2^-9 to 2^-5, deviation 0.014. */
-static struct tensor random_tensor(uint8_t **cursor, enum tensor_type type, int32_t out, int32_t in, uint64_t *state)
+/* Quants are random bits with sensible scales. A float has random sign and mantissa, and one of four exponents: sizes
+ * from 2^-9 to 2^-5, deviation 0.014. */
+static struct tensor random_tensor(uint8_t **cursor, enum tensor_type wanted, int32_t out, int32_t in, uint64_t *state)
 {
+    const enum tensor_type type = fitting(wanted, in);
     struct tensor t = {*cursor, type, out, in};
     const size_t bytes = tensor_bytes(type, out, in), block = tensor_type_block_bytes(type);
-    const uint32_t mask = type == TENSOR_BF16 ? 0x81ff81ff : 0xffffffff, base = type == TENSOR_BF16 ? 0x3b003b00 : 0;
+    const bool bf16 = type == TENSOR_BF16, floats = bf16 || type == TENSOR_F32;
+    const uint32_t mask = bf16 ? 0x81ff81ff : floats ? 0x81ffffff : 0xffffffff;
+    const uint32_t base = bf16 ? 0x3b003b00 : floats ? 0x3b000000 : 0;
     for (size_t i = 0; i + 4 <= bytes; i += 4) {
         uint32_t v = (next_random(state) & mask) + base;
         memcpy(*cursor + i, &v, 4);
     }
-    if (type != TENSOR_BF16)
+    if (!floats)
         for (size_t i = 0; i + block <= bytes; i += block)
             set_scales(type, *cursor + i);
     *cursor += bytes;
@@ -177,7 +189,7 @@ static size_t layer_bytes(const struct model_config *c, enum tensor_type type)
 void synthetic_init_shape(struct synthetic *s, const struct synthetic_shape *shape, enum tensor_type matrices)
 {
     const struct model_config *c = &shape->config;
-    const enum tensor_type embedding = matrices == TENSOR_BF16 ? TENSOR_BF16 : TENSOR_Q8_0;
+    const enum tensor_type embedding = matrices == TENSOR_BF16 || matrices == TENSOR_F32 ? matrices : TENSOR_Q8_0;
     const size_t layer = layer_bytes(c, matrices), vocabulary = tensor_bytes(embedding, c->vocabulary, c->d_model);
     const size_t all = layer * (size_t)c->layer_count + vocabulary * (shape->tied ? 1 : 2);
     const bool shared = all > SYNTHETIC_MEMORY_MAX;

@@ -29,11 +29,11 @@ struct synthetic {
 const struct synthetic_shape *synthetic_shape_find(const char *name);
 extern const char synthetic_shape_names[];
 
-/* matrices: TENSOR_BF16 (the embedding and the head too), or TENSOR_Q4_1, TENSOR_Q4_K or TENSOR_Q8_0 (these two are
- * then Q8_0). Where the weights would take more than SYNTHETIC_MEMORY_MAX bytes, all layers point at one layer's
- * matrices, and a head of its own at the embedding's: a device's copies are as many as ever, and neither the host's
- * memory nor the time to fill it grows with the depth. Ends the program when out of memory, or if a type's blocks do
- * not fit the shape. */
+/* matrices: TENSOR_BF16 or TENSOR_F32 (the embedding and the head too), or TENSOR_Q4_1, TENSOR_Q4_K (where the rows do
+ * not take its blocks, TENSOR_Q5_0) or TENSOR_Q8_0 (embedding and head are then Q8_0). Where the weights would take
+ * more than SYNTHETIC_MEMORY_MAX bytes, all layers point at one layer's matrices, and a head of its own at the
+ * embedding's: a device's copies are as many as ever, and neither the host's memory nor the time to fill it grows with
+ * the depth. Ends the program when out of memory, or if a type's blocks do not fit the shape. */
 #define SYNTHETIC_MEMORY_MAX ((size_t)512 << 20)
 void synthetic_init_shape(struct synthetic *s, const struct synthetic_shape *shape, enum tensor_type matrices);
 

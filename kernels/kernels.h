@@ -27,7 +27,8 @@
 #include "kernels/pool.h"
 #include "kernels/tensor.h"
 
-enum kernel_isa { KERNEL_SCALAR, KERNEL_AVX2, KERNEL_AVX512, KERNEL_AVX512_BF16 };
+enum kernel_isa { KERNEL_SCALAR, KERNEL_AVX2, KERNEL_AVX512, KERNEL_AVX512_VNNI, KERNEL_AVX512_BF16 };
+#define KERNEL_ISA_BEST KERNEL_AVX512_BF16
 
 /* What the products with frozen weights (linear_*, cross entropy) multiply in; sums are always float32. BF16 rounds
  * both operands and needs KERNEL_AVX512_BF16, other tables compute F32 instead. The LoRA path is always float32. */
@@ -90,7 +91,7 @@ struct adamw_params {
 };
 
 struct kernel_ops {
-    const char *name; /* "scalar", "avx2", "avx512", "avx512-bf16" */
+    const char *name; /* of kernel_isa_name */
     enum kernel_isa isa;
 
     /* --- products with frozen weights -------------------------------------------------------- linear scratch --- */
@@ -206,7 +207,7 @@ struct kernel_ops {
 /* The best table that this CPU runs and that is at most at_most; never NULL (KERNEL_SCALAR runs everywhere). */
 const struct kernel_ops *kernels_cpu(enum kernel_isa at_most);
 
-/* "scalar", "avx2", "avx512", "avx512-bf16" and back; false for another name. */
+/* "scalar", "avx2", "avx512", "avx512-vnni", "avx512-bf16" and back; false for another name. */
 const char *kernel_isa_name(enum kernel_isa isa);
 bool MUST_USE kernel_isa_parse(const char *name, enum kernel_isa *ret_isa);
 

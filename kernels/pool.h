@@ -2,8 +2,9 @@
  * A persistent pool of worker threads for the operations of kernels.h.
  *
  * pool_run hands out items 0..items-1 to the workers and to the caller; which thread takes an item is not fixed, so an
- * item must write only its own outputs. Idle workers sleep on a condition variable and never spin: several processes
- * share the cores. A NULL pool is valid everywhere and means "this thread only". One pool_run at a time per pool.
+ * item must write only its own outputs. Workers and caller look for work, or for its end, for POOL_SPIN_US and then
+ * sleep on a condition variable: operations follow each other within microseconds, while several processes share the
+ * cores. A NULL pool is valid everywhere and means "this thread only". One pool_run at a time per pool.
  *
  *     struct pool *pool = NULL;
  *     if (pool_new(2, &pool, err) < 0) return err->code;
@@ -16,6 +17,7 @@
 #include "base/error.h"
 
 #define POOL_THREADS_MAX 256
+#define POOL_SPIN_US 50
 
 struct pool;
 

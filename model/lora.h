@@ -6,7 +6,7 @@
  * B. No padding. LORA_JOINT: trained = A section ‖ B section, frozen is empty. LORA_FFA: trained = B section, frozen =
  * A section (Sun et al. 2024). LORA_FFB: the other way round. With one factor frozen the update B·A is linear in the
  * other, so averaging that one over sites is exactly averaging the update; averaging A and B that were trained together
- * is not (docs/privacy.md measures by how much). Alternating training takes FFA and FFB in turn, with lora_exchange.
+ * is not (docs/exactness.md measures by how much). Alternating training takes FFA and FFB in turn, with lora_exchange.
  *
  * The memory belongs to the struct. The shape never changes after init; the values are the caller's to write. Readers
  * may share one; a writer must be alone.

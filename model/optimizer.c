@@ -36,6 +36,7 @@ int optimizer_init(struct optimizer *optimizer, const struct optimizer_config *c
     *optimizer = (struct optimizer){
         .config = *config,
         .backend = backend,
+        .capacity = count,
         .count = count,
         .m = m,
         .v = arrays == 2 ? m + count : NULL,
@@ -51,10 +52,12 @@ void optimizer_release(struct optimizer *optimizer)
     memset(optimizer, 0, sizeof *optimizer);
 }
 
-void optimizer_reset(struct optimizer *optimizer)
+void optimizer_reset(struct optimizer *optimizer, size_t count)
 {
     struct backend *be = optimizer->backend;
-    be->ops->zero(be, optimizer->m, (optimizer->v ? 2 : 1) * optimizer->count * sizeof *optimizer->m);
+    assert(count > 0 && count <= optimizer->capacity);
+    be->ops->zero(be, optimizer->m, (optimizer->v ? 2 : 1) * optimizer->capacity * sizeof *optimizer->m);
+    optimizer->count = count;
     optimizer->steps = 0;
 }
 

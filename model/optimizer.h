@@ -2,7 +2,7 @@
  * Local optimizers over the flat trained arena of a struct lora.
  *
  * State is two (AdamW) or one (SGD with momentum) arrays of the arena's length in the backend's memory, taken at init;
- * a step allocates nothing.
+ * a step allocates nothing. Where arenas take turns, init with the longer one and say at each reset which it is.
  *
  *     struct optimizer optimizer;
  *     struct optimizer_config config = {.kind = OPTIMIZER_ADAMW, .lr = 2e-3f, .beta1 = 0.9f, .beta2 = 0.999f,
@@ -29,16 +29,18 @@ struct optimizer_config {
 struct optimizer {
     struct optimizer_config config;
     struct backend *backend; /* borrowed */
-    size_t count;
-    int64_t steps; /* done */
-    float *m, *v;  /* dev (count) each, v NULL for SGD; owned */
+    size_t capacity;         /* parameters at most */
+    size_t count;            /* parameters now */
+    int64_t steps;           /* done */
+    float *m, *v;            /* dev (capacity) each, v NULL for SGD; owned */
 };
 
 /* ERR_CONFIG names a setting out of range; ERR_RESOURCES. */
 int MUST_USE optimizer_init(struct optimizer *optimizer, const struct optimizer_config *config, struct backend *backend,
                             size_t count, struct error *err);
 void optimizer_release(struct optimizer *optimizer); /* accepts NULL and zeroed */
-void optimizer_reset(struct optimizer *optimizer);   /* moments and step count to zero: a new round */
+/* Moments and step count to zero: a new round, of count parameters, at most those of init. */
+void optimizer_reset(struct optimizer *optimizer, size_t count);
 
 /* parameters (count) updated in place by the mean or noised gradient (count), both of the backend's memory. */
 void optimizer_step(struct optimizer *optimizer, const float *gradient, float *parameters);

@@ -35,13 +35,10 @@ static int load_in_use(const struct config *config, const struct site *site, str
     if ((rc = vault_open(&vault, config, &clock_system, err)) == 0 &&
         (rc = site_store_open(&store, config, err)) == 0 && (rc = site_store_served(store, job, &round, err)) == 0 &&
         (rc = version_load(ret_version, &vault, job, round, err)) == 0 &&
-        (rc = adapter_config_parse(span_of(ret_version->lora_text, ret_version->lora_text_len), &adapter, err)) == 0 &&
-        (rc = adapter_config_build(&adapter, &site->model.config, ret_lora, err)) == 0) {
-        if (ret_lora->trained_count == ret_version->words)
-            memcpy(ret_lora->trained, ret_version->params, ret_version->words * sizeof *ret_version->params);
-        else
-            rc = error_set(err, ERR_INTEGRITY, "adapter %s version %u does not fit its LoRA configuration", job, round);
-    }
+        (rc = adapter_config_parse(span_of(ret_version->lora_text, ret_version->lora_text_len), &adapter, err)) == 0)
+        if ((rc = adapter_config_load(&adapter, &site->model.config, ret_version->params, ret_version->words, ret_lora,
+                                      err)) < 0)
+            error_prefix(err, "job %s version %u", job, round);
     vault_release(&vault);
     site_store_close(store);
     return rc;
@@ -144,9 +141,10 @@ static int local_options(struct cli *cli, const struct config *config, struct jo
     int rc;
 
     if (!lora)
-        return error_set(err, ERR_CONFIG,
-                         "train --local needs --lora TEXT, for example \"layers=20-29;targets=q,v;rank=8;"
-                         "alpha=16;scaling=rank;mode=ffa;seed=<64 hexadecimal digits>\"");
+        return error_set(
+            err, ERR_CONFIG,
+            "train --local needs --lora TEXT, for example \"layers=20-29;targets=q,v;rank=8;"
+            "alpha=16;scaling=rank;mode=ffa;seed=<64 hexadecimal digits>\"; mode is ffa, alternating or joint");
     if (dp && strcmp(dp, "record") != 0 && strcmp(dp, "none") != 0)
         return error_set(err, ERR_CONFIG, "--dp is record or none, not '%s'", dp);
     if ((rc = cli_int(cli, "rounds", 1, 1, 100000, &rounds, err)) < 0 ||
@@ -184,6 +182,7 @@ struct local_parts {
     struct dataset *data;
     uint8_t commitment[HASH_SIZE], binary_hash[HASH_SIZE];
     struct local_plan local;
+    struct adapter_config adapter;
     struct lora lora;
 };
 
@@ -199,9 +198,13 @@ static void local_release(struct local_parts *p)
     file_unlock(p->lock);
 }
 
-static int local_open(struct local_parts *p, const struct job_plan *plan, struct error *err)
+static uint64_t local_vector_max(const struct local_parts *p, const struct job_plan *plan)
 {
-    struct adapter_config adapter;
+    return job_plan_vector_max(plan, adapter_config_words(&p->adapter, &p->lora));
+}
+
+static int local_open(struct local_parts *p, struct job_plan *plan, struct error *err)
+{
     char path[NODE_PATH_SIZE];
     uint64_t declared;
     int rc;
@@ -209,14 +212,15 @@ static int local_open(struct local_parts *p, const struct job_plan *plan, struct
     node_path(p->config, "site.key", path);
     if ((file_exists(path) && (rc = identity_key_load(path, &p->key, err)) < 0) ||
         (rc = site_open(&p->site, p->config, err)) < 0 || (rc = site_store_open(&p->store, p->config, err)) < 0 ||
-        (rc = adapter_config_parse(span_of(plan->lora, plan->lora_len), &adapter, err)) < 0 ||
-        (rc = adapter_config_build(&adapter, &p->site.model.config, &p->lora, err)) < 0)
+        (rc = adapter_config_parse(span_of(plan->lora, plan->lora_len), &p->adapter, err)) < 0 ||
+        (rc = adapter_config_build(&p->adapter, &p->site.model.config, &p->lora, err)) < 0)
         return rc;
+    plan->split_words = adapter_config_split(&p->adapter, &p->lora);
     local_plan_system_message(plan->train.options, p->local.system_message, sizeof p->local.system_message);
     if ((rc = account_load(p->config, &p->site, p->local.system_message, (int32_t)plan->train.max_len,
                            p->key ? identity_sign_key(p->key) : NULL, &p->data, p->commitment, err)) < 0 ||
         (rc = account_declared(p->config, p->store, p->data, &declared, err)) < 0 ||
-        (rc = local_plan_make(&p->local, plan, declared, p->lora.trained_count, err)) < 0 ||
+        (rc = local_plan_make(&p->local, plan, declared, local_vector_max(p, plan), err)) < 0 ||
         p->local.dp.mode == DP_NONE)
         return rc;
     account_binary_hash(p->binary_hash);
@@ -244,7 +248,9 @@ static int train_rounds(struct local_parts *p, const struct job_plan *plan, stru
                                       .example_tokens_max = (int32_t)plan->train.max_len,
                                       .optimizer = p->local.optimizer,
                                       .decay = p->local.decay,
+                                      .alternating = p->adapter.alternating,
                                       .plan = p->local.dp};
+    struct model_segment segment;
     struct trainer *trainer = NULL;
     int rc;
 
@@ -254,6 +260,10 @@ static int train_rounds(struct local_parts *p, const struct job_plan *plan, stru
         uint32_t first_step = (uint32_t)(run.round - 1) * plan->train.local_steps;
         uint8_t released[HASH_SIZE];
         uint64_t sequence = 0;
+        if ((rc = job_plan_segment(plan, (uint32_t)run.round, adapter_config_words(&p->adapter, &p->lora), &segment,
+                                   err)) < 0)
+            break;
+        adapter_config_turn(&p->adapter, segment.offset, &p->lora);
         if ((p->ledger && (rc = reserve_local(p, plan, first_step, &sequence, err)) < 0) ||
             (rc = trainer_round(trainer, &p->lora, first_step, &random_system, &progress, err)) < 0)
             break;
@@ -292,11 +302,11 @@ int command_train(struct cli *cli, struct error *err)
         (rc = local_open(&p, plan, err)) < 0 || (rc = train_rounds(&p, plan, err)) < 0 ||
         (rc = adapter_export_peft(&p.lora, &p.site.model.config, out_path, BASE_MODEL_NAME, err)) < 0)
         goto out;
-    cli_print_object(cli,
-                     json_pack("{s:s,s:I,s:s,s:f,s:f,s:f}", "adapter", out_path, "parameters",
-                               (json_int_t)p.lora.trained_count, "dp", p.local.dp.mode == DP_NONE ? "none" : "record",
-                               "noise_multiplier", p.local.dp.z, "sampling_rate", p.local.dp.q, "seconds",
-                               (double)(clock_monotonic_ms(&clock_system) - started) / 1000));
+    cli_print_object(cli, json_pack("{s:s,s:I,s:s,s:f,s:f,s:f}", "adapter", out_path, "parameters",
+                                    (json_int_t)adapter_config_words(&p.adapter, &p.lora), "dp",
+                                    p.local.dp.mode == DP_NONE ? "none" : "record", "noise_multiplier", p.local.dp.z,
+                                    "sampling_rate", p.local.dp.q, "seconds",
+                                    (double)(clock_monotonic_ms(&clock_system) - started) / 1000));
 out:
     local_release(&p);
     free(plan);
@@ -472,13 +482,9 @@ int command_model_export(struct cli *cli, struct error *err)
     if ((rc = cli_config(cli, &config, err)) == 0 && (rc = vault_open(&vault, config, &clock_system, err)) == 0 &&
         (rc = site_open(&site, config, err)) == 0 &&
         (rc = version_load(&version, &vault, job, (uint32_t)round, err)) == 0 &&
-        (rc = adapter_config_parse(span_of(version.lora_text, version.lora_text_len), &adapter, err)) == 0 &&
-        (rc = adapter_config_build(&adapter, &site.model.config, &lora, err)) == 0) {
-        if (lora.trained_count != version.words)
-            rc = error_set(err, ERR_INTEGRITY, "the version does not fit its LoRA configuration");
-        else
-            memcpy(lora.trained, version.params, version.words * sizeof *version.params);
-    }
+        (rc = adapter_config_parse(span_of(version.lora_text, version.lora_text_len), &adapter, err)) == 0)
+        if ((rc = adapter_config_load(&adapter, &site.model.config, version.params, version.words, &lora, err)) < 0)
+            error_prefix(err, "job %s version %lld", job, (long long)round);
     if (rc == 0)
         rc = cli_switch(cli, "gguf") ? adapter_export_gguf(&lora, &site.model.config, path, err)
                                      : adapter_export_peft(&lora, &site.model.config, path, BASE_MODEL_NAME, err);

@@ -71,10 +71,10 @@ static json_t *describe(const struct secagg_info *info, enum consent consent)
                               (int)p->train.local_steps, "batch", (int)p->train.batch, "max_tokens",
                               (int)p->train.max_len, "options", author_text(p->train.options, strlen(p->train.options)),
                               "system_message", author_text(system_message, strlen(system_message)));
-    json_t *out =
-        json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:o,s:I}", "job", p->job, "consent", consent_name(consent), "plan", plan,
-                  "valid_until", valid_until, "author_key", author, "base_model_sha256", base, "lora",
-                  author_text((const char *)p->lora, p->lora_len), "parameters_sent", (json_int_t)info->words);
+    json_t *out = json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:o,s:I}", "job", p->job, "consent", consent_name(consent),
+                            "plan", plan, "valid_until", valid_until, "author_key", author, "base_model_sha256", base,
+                            "lora", author_text((const char *)p->lora, p->lora_len), "parameters_sent",
+                            (json_int_t)job_plan_vector_max(p, info->state_words));
     json_t *privacy =
         json_pack("{s:s,s:f,s:f,s:f,s:i,s:i,s:i,s:i}", "dp", p->dp.mode == PLAN_DP_RECORD ? "record" : "none",
                   "epsilon", p->dp.target_epsilon, "delta", p->dp.delta, "clip", p->dp.clip, "sites_invited",
@@ -151,7 +151,8 @@ static int check_budget(const struct config *config, struct site_store *store, c
 
     local_plan_system_message(plan->train.options, local.system_message, sizeof local.system_message);
     if ((rc = declared_records(config, store, &local, plan->train.max_len, &declared, err)) < 0 ||
-        (rc = local_plan_make(&local, plan, declared, info->words, err)) < 0 || local.dp.mode == DP_NONE)
+        (rc = local_plan_make(&local, plan, declared, job_plan_vector_max(plan, info->state_words), err)) < 0 ||
+        local.dp.mode == DP_NONE)
         return rc;
     if ((rc = account_read(&ledger, config, store, &clock_system, err)) < 0)
         return rc == ERR_NOT_FOUND ? 0 : rc; /* nothing was spent yet: policy_check_plan has compared the target */

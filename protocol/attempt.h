@@ -24,7 +24,7 @@
 enum {
     MESSAGE_MAX = 8 << 20,
     CHUNK_BYTES_MAX = 4 << 20,
-    WORDS_MAX = 1 << 28,
+    WORDS_MAX = PLAN_WORDS_MAX,
     STAGES = 11,
     SHARE_PLAIN_BYTES = 2 * SITE_ID_SIZE + 4 + 2 * SHAMIR_SIZE, /* from, to (zero padded), index, share of b, of s */
     SHARE_SEALED_BYTES = SHARE_PLAIN_BYTES + SEAL_TAG_SIZE,

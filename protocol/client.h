@@ -46,7 +46,7 @@ struct secagg_client_config {
     struct secagg_policy policy;
     const uint8_t *plan_hash;      /* (32) the consented plan */
     const uint8_t *model_hash;     /* (32) of the model state this site holds and will train from */
-    uint64_t words;                /* d this site computes from the LoRA configuration */
+    uint64_t words;                /* of the model state, as this site computes it from the LoRA configuration */
     struct secagg_log log;         /* durable records, see record.h */
     struct secagg_witness witness; /* peers' ledger heads; check may be NULL */
     const struct rng *rng;         /* random_system; borrowed for the client's life */
@@ -60,7 +60,9 @@ struct secagg_info {
     struct quorum quorum;
     uint32_t clamp; /* M */
     uint32_t chunk_bytes;
-    uint64_t words;
+    uint64_t state_words; /* of the model state, as M0 says */
+    uint64_t offset;      /* where the round's vector lies in the state, and */
+    uint64_t words;       /* d, its length: of the ring vector, the masks, the upload and the sum */
     uint8_t h0[HASH_SIZE];
     uint8_t model_hash[HASH_SIZE];
     struct job_plan plan;
@@ -93,9 +95,9 @@ int MUST_USE secagg_client_on_quorum(struct secagg_client *c, struct span m8, st
 struct secagg_result_in {
     const uint32_t *sum;            /* (words) the fetched ring sum */
     uint8_t frozen_hash[HASH_SIZE]; /* of the frozen A, for the model hash */
-    struct model_state previous;    /* must hash to the attempt's model hash */
-    float *next_params;             /* (words) written; meaningless after an error */
-    float *next_momentum;           /* (words) */
+    struct model_state previous;    /* (state_words) must hash to the attempt's model hash */
+    float *next_params;             /* (state_words) written; meaningless after an error */
+    float *next_momentum;           /* (state_words) */
 };
 struct secagg_result_out {
     struct cosign_statement statement;

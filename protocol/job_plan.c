@@ -5,7 +5,8 @@
 
 #include <math.h>
 
-#define PLAN_LABEL "consilium/plan/v1"
+#define PLAN_LABEL "consilium/plan/v2"
+#define PLAN_LABEL_1 "consilium/plan/v1" /* before split_words */
 
 static int bad(struct error *err, const char *field, const char *expected)
 {
@@ -76,6 +77,8 @@ int job_plan_check(const struct job_plan *p, struct error *err)
         return bad(err, "job", "1 to 63 of [a-z0-9-]");
     if (p->lora_len < 1 || p->lora_len > PLAN_LORA_MAX)
         return bad(err, "lora", "present");
+    if (p->split_words >= PLAN_WORDS_MAX)
+        return bad(err, "split_words", "0, or the number of values of the A section");
     if (p->rounds < 1 || p->rounds > PLAN_ROUNDS_MAX)
         return bad(err, "rounds", "from 1 to 100000");
     if (p->min_sites < SECAGG_SITES_MIN || p->min_sites > SECAGG_SITES_MAX)
@@ -116,6 +119,7 @@ static void encode(const struct job_plan *p, struct buffer *b)
     buffer_string(b, p->job);
     buffer_append(b, p->base_hash, HASH_SIZE);
     buffer_bytes(b, span_of(p->lora, p->lora_len));
+    buffer_u64(b, p->split_words);
     buffer_u32(b, p->rounds);
     buffer_u32(b, p->min_sites);
     buffer_string(b, p->train.optimizer);
@@ -167,6 +171,7 @@ static bool decode(struct job_plan *p, struct span body)
     p->lora_len = (uint32_t)lora.len;
     if (lora.len)
         memcpy(p->lora, lora.ptr, lora.len);
+    p->split_words = reader_u64(&in);
     p->rounds = reader_u32(&in);
     p->min_sites = reader_u32(&in);
     reader_string(&in, p->train.optimizer, sizeof p->train.optimizer);
@@ -235,8 +240,13 @@ int job_plan_open(struct job_plan *ret_p, struct span signed_bytes, const struct
     if (!roster_is_author(roster, p.author))
         return error_set(err, ERR_POLICY, "job plan: its author's key is not in roster serial %llu",
                          (unsigned long long)roster->serial);
-    if (sign_verify(p.author, PLAN_LABEL, &body, 1, body.ptr + body.len + SIGN_PUBLIC_SIZE) < 0)
+    if (sign_verify(p.author, PLAN_LABEL, &body, 1, body.ptr + body.len + SIGN_PUBLIC_SIZE) < 0) {
+        if (sign_verify(p.author, PLAN_LABEL_1, &body, 1, body.ptr + body.len + SIGN_PUBLIC_SIZE) == 0)
+            return error_set(err, ERR_INTEGRITY,
+                             "job plan: signed by a version of consilium before plans named the halves of an adapter; "
+                             "submit the job again");
         return error_set(err, ERR_INTEGRITY, "job plan: the author's signature does not match the plan");
+    }
     if (!decode(&p, body))
         return error_set(err, ERR_INTEGRITY, "job plan: malformed, or written by another version");
     if (job_plan_check(&p, &why) < 0)
@@ -244,6 +254,30 @@ int job_plan_open(struct job_plan *ret_p, struct span signed_bytes, const struct
     hash_labelled(PLAN_LABEL, &body, 1, p.hash);
     *ret_p = p;
     return 0;
+}
+
+int job_plan_segment(const struct job_plan *p, uint32_t round, uint64_t words, struct model_segment *ret_segment,
+                     struct error *err)
+{
+    const uint64_t split = p->split_words;
+
+    if (words < 1 || (split > 0 && split >= words))
+        return error_set(err, ERR_CONFIG, "job plan: split_words is %llu, the model's state has %llu values",
+                         (unsigned long long)split, (unsigned long long)words);
+    if (split == 0)
+        *ret_segment = (struct model_segment){0, words};
+    else if (round % 2 == 1)
+        *ret_segment = (struct model_segment){split, words - split};
+    else
+        *ret_segment = (struct model_segment){0, split};
+    return 0;
+}
+
+uint64_t job_plan_vector_max(const struct job_plan *p, uint64_t words)
+{
+    const uint64_t split = p->split_words < words ? p->split_words : 0;
+
+    return split > words - split ? split : words - split;
 }
 
 struct model_basis job_plan_basis(const struct job_plan *p, const uint8_t frozen_hash[HASH_SIZE])

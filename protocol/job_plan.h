@@ -1,7 +1,7 @@
 /*
  * The signed job plan: everything that a site consents to, in one canonical encoding.
  *
- * Signed form: body || author key (32) || signature (64), label "consilium/plan/v1" over body. The author must be in
+ * Signed form: body || author key (32) || signature (64), label "consilium/plan/v2" over body. The author must be in
  * the roster. The plan hash covers the body; consent, the ledger, FFA's public seed and the protocol refer to it. Plain
  * values, no ownership: a struct job_plan may be copied. Thread-safe.
  *
@@ -16,6 +16,7 @@
 #include "protocol/roster.h"
 
 enum { PLAN_LORA_MAX = 1024, PLAN_TEXT_MAX = 2048, PLAN_BYTES_MAX = 8192, PLAN_ROUNDS_MAX = 100000 };
+enum { PLAN_WORDS_MAX = 1 << 28 }; /* of a model state */
 
 enum plan_dp_mode { PLAN_DP_NONE = 1, PLAN_DP_RECORD = 2 };
 
@@ -54,8 +55,11 @@ struct job_plan {
     uint8_t base_hash[HASH_SIZE]; /* SHA-256 of the base model file */
     uint8_t lora[PLAN_LORA_MAX];  /* opaque canonical encoding from model/lora */
     uint32_t lora_len;            /* >= 1 */
-    uint32_t rounds;              /* >= 1 */
-    uint32_t min_sites;           /* to open a round, >= 3 */
+    /* 0: each round trains and sends the whole state. Else the state is cut here, for LoRA's factors in turn: the A
+     * section is [0, split_words), the B section the rest (job_plan_segment). */
+    uint64_t split_words;
+    uint32_t rounds;    /* >= 1 */
+    uint32_t min_sites; /* to open a round, >= 3 */
     struct plan_train train;
     struct plan_dp dp;
     struct plan_aggregation aggregation;
@@ -74,6 +78,14 @@ int MUST_USE job_plan_sign(struct job_plan *p, const struct sign_key *author, st
 /* From untrusted bytes. ERR_INTEGRITY: malformed or bad signature. ERR_POLICY: the author is not in the roster. */
 int MUST_USE job_plan_open(struct job_plan *ret_p, struct span signed_bytes, const struct roster *roster,
                            struct error *err);
+/* What `round` (from 1) trains, sends and moves of a state of `words` values; both ends of the protocol ask here and
+ * nowhere else. With a split: B in the odd rounds, A in the even ones. B first, since it starts at zero, where A has no
+ * gradient. It hangs on the round's number alone, which everybody knows without any state: a round that is skipped
+ * leaves its half for two rounds later. ERR_CONFIG: the split is not inside the state. */
+int MUST_USE job_plan_segment(const struct job_plan *p, uint32_t round, uint64_t words,
+                              struct model_segment *ret_segment, struct error *err);
+/* The longest vector of any round: what privacy accounting takes as the number of dimensions. */
+uint64_t job_plan_vector_max(const struct job_plan *p, uint64_t words);
 /* What the plan's model is besides its state. lora is borrowed from p. */
 struct model_basis job_plan_basis(const struct job_plan *p, const uint8_t frozen_hash[HASH_SIZE]);
 

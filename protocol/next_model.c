@@ -48,18 +48,25 @@ int next_model_step(const struct server_optimizer *optimizer, struct model_state
     return 0;
 }
 
-int next_model_from_sum(const struct server_optimizer *optimizer, struct model_state state, const uint32_t *sum,
-                        uint32_t survivors, unsigned grid_bits, float *next_params, float *next_momentum,
-                        struct error *err)
+int next_model_from_sum(const struct server_optimizer *optimizer, struct model_state state,
+                        struct model_segment segment, const uint32_t *sum, uint32_t survivors, unsigned grid_bits,
+                        float *next_params, float *next_momentum, struct error *err)
 {
-    float *average = malloc(state.words * sizeof *average);
+    const size_t first = (size_t)segment.offset, count = (size_t)segment.count;
+    const struct model_state moved = {state.params + first, state.momentum + first, count};
+    float *average;
     int rc;
 
+    assert(count >= 1 && count <= state.words && first <= state.words - count);
+    average = malloc(count * sizeof *average);
     if (!average)
-        return error_set(err, ERR_RESOURCES, "no memory for an average of %zu values", state.words);
-    rc = quantise_average(sum, state.words, survivors, grid_bits, average, err);
-    if (rc == 0)
-        rc = next_model_step(optimizer, state, average, next_params, next_momentum, err);
+        return error_set(err, ERR_RESOURCES, "no memory for an average of %zu values", count);
+    rc = quantise_average(sum, count, survivors, grid_bits, average, err);
+    if (rc == 0) {
+        memmove(next_params, state.params, state.words * sizeof *next_params); /* may be the same memory */
+        memmove(next_momentum, state.momentum, state.words * sizeof *next_momentum);
+        rc = next_model_step(optimizer, moved, average, next_params + first, next_momentum + first, err);
+    }
     free(average);
     return rc;
 }

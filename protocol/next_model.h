@@ -7,6 +7,9 @@
  *   FedAvg    params' = params + lr * average                        momentum' = momentum
  *   FedAvgM   momentum' = beta * momentum + average,  params' = params + lr * momentum'
  *
+ * A round may move one segment of the state only (job_plan_segment): everything beside it, parameters and momentum,
+ * stays as it is, bit for bit.
+ *
  * Model hash = labelled hash (crypto/hash.h) "consilium/model/v1" of: base file hash, LoRA configuration, frozen A
  * hash, words, params, momentum; floats little-endian. Thread-safe; only next_model_from_sum allocates.
  */
@@ -38,6 +41,11 @@ struct model_state {
     size_t words;
 };
 
+/* The values of a state that a round moves: what the sites train and send. */
+struct model_segment {
+    uint64_t offset, count; /* count >= 1, offset + count within the state */
+};
+
 void model_state_hash(const struct model_basis *basis, struct model_state state, uint8_t ret_hash[32]);
 
 /* average, next_params, next_momentum: (words). The outputs may alias the state's arrays (elementwise).
@@ -45,9 +53,10 @@ void model_state_hash(const struct model_basis *basis, struct model_state state,
 int MUST_USE next_model_step(const struct server_optimizer *optimizer, struct model_state state, const float *average,
                              float *next_params, float *next_momentum, struct error *err);
 
-/* The same from the ring sum: averages over the survivors and steps. */
+/* The same from the ring sum (segment.count): averages over the survivors and steps the segment; the rest of the state
+ * is copied. The outputs may be the state's arrays. */
 int MUST_USE next_model_from_sum(const struct server_optimizer *optimizer, struct model_state state,
-                                 const uint32_t *sum, uint32_t survivors, unsigned grid_bits, float *next_params,
-                                 float *next_momentum, struct error *err);
+                                 struct model_segment segment, const uint32_t *sum, uint32_t survivors,
+                                 unsigned grid_bits, float *next_params, float *next_momentum, struct error *err);
 
 #endif

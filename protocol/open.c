@@ -21,7 +21,7 @@ static void write_open(const struct secagg_server *s, struct span signed_plan, s
     buffer_append(b, a->roster->hash, HASH_SIZE);
     buffer_append(b, info->model_hash, HASH_SIZE);
     buffer_bytes(b, signed_plan);
-    buffer_u64(b, info->words);
+    buffer_u64(b, info->state_words);
     buffer_u32(b, info->plan.aggregation.ring_bits);
     buffer_u32(b, info->plan.aggregation.grid_bits);
     buffer_f64(b, info->plan.aggregation.update_clip);
@@ -73,6 +73,7 @@ static int prepare(struct secagg_server *s, const struct secagg_server_config *c
     struct attempt *a = &s->a;
     struct secagg_info *info = &a->info;
     struct job_plan *plan = &info->plan;
+    struct model_segment segment;
     int rc;
 
     a->roster = config->roster;
@@ -81,15 +82,18 @@ static int prepare(struct secagg_server *s, const struct secagg_server_config *c
     s->identity = config->identity;
     if ((rc = job_plan_open(plan, config->signed_plan, a->roster, err)) < 0 ||
         (rc = quorum_derive(&info->quorum, config->invited_len, plan->c, plan->m, plan->n_min, err)) < 0 ||
+        (rc = job_plan_segment(plan, config->round, config->words, &segment, err)) < 0 ||
         (rc = invite(s, config, err)) < 0)
         return rc;
-    if (!mask_suite_known(a->suite) || config->words < 1 || config->words > WORDS_MAX || config->chunk_bytes < 4 ||
+    if (!mask_suite_known(a->suite) || config->words > WORDS_MAX || config->chunk_bytes < 4 ||
         config->chunk_bytes % 4 || config->chunk_bytes > CHUNK_BYTES_MAX)
         return error_set(err, ERR_CONFIG, "secure aggregation: mask suite, vector length or chunk size out of range");
     memcpy(info->job, plan->job, sizeof info->job);
     info->round = config->round;
     info->attempt = config->attempt;
-    info->words = config->words;
+    info->state_words = config->words;
+    info->offset = segment.offset;
+    info->words = segment.count;
     info->chunk_bytes = config->chunk_bytes;
     info->clamp = ring_clamp(info->quorum.n, 0);
     memcpy(info->model_hash, config->model_hash, HASH_SIZE);
@@ -127,9 +131,10 @@ static int read_arithmetic(struct attempt *a, struct reader *in, struct quorum *
     struct secagg_info *info = &a->info;
     const struct plan_aggregation *plan = &info->plan.aggregation;
     uint32_t ring_bits, grid_bits, graph, train_s, stage_s;
+    struct model_segment segment;
     double clip;
 
-    info->words = reader_u64(in);
+    info->state_words = reader_u64(in);
     ring_bits = reader_u32(in);
     grid_bits = reader_u32(in);
     clip = reader_f64(in);
@@ -148,9 +153,13 @@ static int read_arithmetic(struct attempt *a, struct reader *in, struct quorum *
         return error_set(err, ERR_INTEGRITY, "M0: the parameters are not those of the signed plan");
     if (graph != GRAPH_COMPLETE || !mask_suite_known(a->suite))
         return error_set(err, ERR_INTEGRITY, "M0: unknown graph %u or mask suite %u", graph, a->suite);
-    if (info->words < 1 || info->words > WORDS_MAX || info->chunk_bytes < 4 || info->chunk_bytes % 4 ||
+    if (info->state_words > WORDS_MAX || info->chunk_bytes < 4 || info->chunk_bytes % 4 ||
         info->chunk_bytes > CHUNK_BYTES_MAX)
         return error_set(err, ERR_INTEGRITY, "M0: vector length or chunk size out of range");
+    if (job_plan_segment(&info->plan, info->round, info->state_words, &segment, err) < 0)
+        return ERR_INTEGRITY; /* the message is job_plan_segment's */
+    info->offset = segment.offset;
+    info->words = segment.count;
     return 0;
 }
 
@@ -288,9 +297,9 @@ static int check_policy(const struct attempt *a, const struct secagg_client_conf
     if (memcmp(config->model_hash, info->model_hash, HASH_SIZE) != 0)
         return error_set(err, ERR_INTEGRITY, "round %u starts from another model than the one this site holds: refused",
                          info->round);
-    if (config->words != info->words)
-        return error_set(err, ERR_INTEGRITY, "the round wants %llu words, the LoRA configuration gives %llu",
-                         (unsigned long long)info->words, (unsigned long long)config->words);
+    if (config->words != info->state_words)
+        return error_set(err, ERR_INTEGRITY, "the round's model has %llu words, the LoRA configuration gives %llu",
+                         (unsigned long long)info->state_words, (unsigned long long)config->words);
     return 0;
 }
 

@@ -61,13 +61,13 @@ static int check_result(struct secagg_client *c, struct span m10, const struct s
     sum_hash(in->sum, a->info.words, hash);
     if (memcmp(hash, ret_sum, HASH_SIZE) != 0)
         return error_set(err, ERR_INTEGRITY, "M10: the sum that was fetched is not the announced one");
-    if (in->previous.words != a->info.words)
+    if (in->previous.words != a->info.state_words)
         return error_set(err, ERR_BUG, "the previous model has another size");
     model_state_hash(&basis, in->previous, hash);
     if (memcmp(hash, a->info.model_hash, HASH_SIZE) != 0)
         return error_set(err, ERR_INTEGRITY, "M10: the model held here is not the one this round started from");
-    rc = next_model_from_sum(&plan->optimizer, in->previous, in->sum, a->info.survivors, plan->grid_bits,
-                             in->next_params, in->next_momentum, err);
+    rc = next_model_from_sum(&plan->optimizer, in->previous, (struct model_segment){a->info.offset, a->info.words},
+                             in->sum, a->info.survivors, plan->grid_bits, in->next_params, in->next_momentum, err);
     if (rc < 0)
         return rc;
     model_state_hash(&basis, next, hash);

@@ -24,6 +24,11 @@ void secagg_server_free(struct secagg_server *s)
     free(s);
 }
 
+struct model_segment secagg_server_segment(const struct secagg_server *s)
+{
+    return (struct model_segment){s->a.info.offset, s->a.info.words};
+}
+
 enum secagg_stage secagg_server_stage(const struct secagg_server *s)
 {
     return s->stage;

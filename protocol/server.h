@@ -42,7 +42,7 @@ struct secagg_server_config {
     const char *const *invited; /* (invited_len) ids of rostered trainers, any order; copied */
     uint32_t invited_len;
     const uint8_t *model_hash; /* (32) */
-    uint64_t words;            /* d */
+    uint64_t words;            /* of the model state; the round's vector is what the plan gives of it */
     uint32_t chunk_bytes;      /* multiple of 4, at most 4 MiB */
     uint32_t suite;            /* enum mask_suite; 0: AES-256-CTR */
     const struct rng *rng;     /* for M0's nonce */
@@ -53,6 +53,8 @@ int MUST_USE secagg_server_new(struct secagg_server **ret_server, const struct s
                                struct error *err);
 void secagg_server_free(struct secagg_server *s); /* accepts NULL */
 
+/* What the round moves of the state; its count is the length d of vectors and sum. */
+struct model_segment secagg_server_segment(const struct secagg_server *s);
 enum secagg_stage secagg_server_stage(const struct secagg_server *s);
 const struct quorum *secagg_server_quorum(const struct secagg_server *s);
 /* The broadcast of the stage being collected; for M4 each site has its own. Empty span for a site that is no longer in
@@ -65,7 +67,7 @@ bool secagg_server_waits_for(const struct secagg_server *s, const char *site);
  * early for this stage (discard; harmless). ERR_INTEGRITY: malformed, bad signature, bad share; names the site. The
  * attempt goes on without it as long as the floors hold. */
 int MUST_USE secagg_server_receive(struct secagg_server *s, const char *site, struct span message, struct error *err);
-/* After its M5: the committed upload (4 * words bytes). Verifies the signed root, then adds. A repeat is 0. */
+/* After its M5: the committed upload (4 * d bytes). Verifies the signed root, then adds. A repeat is 0. */
 int MUST_USE secagg_server_add_vector(struct secagg_server *s, const char *site, struct span bytes, struct error *err);
 
 bool secagg_server_complete(const struct secagg_server *s); /* nobody is missing: close at once */
@@ -76,7 +78,7 @@ int MUST_USE secagg_server_close_stage(struct secagg_server *s, struct error *er
 uint32_t secagg_server_needed(const struct secagg_server *s);   /* answers the stage needs */
 uint32_t secagg_server_answered(const struct secagg_server *s); /* answers it has */
 
-const uint32_t *secagg_server_sum(const struct secagg_server *s); /* (words), NULL before STAGE_RESULT */
+const uint32_t *secagg_server_sum(const struct secagg_server *s); /* (d), NULL before STAGE_RESULT */
 uint32_t secagg_server_survivors(const struct secagg_server *s);  /* |U3|, 0 before M6 */
 bool secagg_server_is_survivor(const struct secagg_server *s, const char *site);
 uint32_t secagg_server_dropouts_recovered(const struct secagg_server *s); /* |U2 \ U3| */

@@ -13,7 +13,7 @@
 #include "base/buffer.h"
 #include "base/reader.h"
 
-#define SESSION_VERSION 1
+#define SESSION_VERSION 2
 #define SESSION_JOB_SIZE 64 /* bytes of a job id with its NUL: [a-z0-9-]{1,63} */
 #define SESSION_HOLD_MS 25000
 

@@ -11,14 +11,16 @@
 #     --no-peers       ours only
 #     --sanitize       the kernels' tests under compute-sanitizer too: slow
 #     $CONSILIUM_PYTHON is an interpreter that has torch, transformers and peft (python3).
-# The benchmarks of a CPU are programs without a script: bench/ of a build folder (bench_gemm, bench_layer, bench_train,
-# bench_infer, bench_crypto, bench_transport), each with --json.
+#   scripts/bench.sh cpu [--quick] ...     training and inference beside PyTorch + PEFT and llama.cpp; cpu --help says more
+# The other benchmarks of a CPU are programs without a script: bench/ of a build folder (bench_gemm, bench_layer,
+# bench_crypto, bench_transport), each with --json.
 . "$(dirname "$0")/setup.sh"
 
 { # read as a whole before it runs: an edit of this file does not disturb a run under way
-usage() { sed -n '2,16s/^# \{0,1\}//p' "$root/scripts/bench.sh"; }
+usage() { sed -n '2,17s/^# \{0,1\}//p' "$root/scripts/bench.sh"; }
 case ${1:-} in
 gpu) shift ;;
+cpu) shift; exec "$root/scripts/bench-cpu.sh" "$@" ;;
 '' | -h | --help) usage; exit 0 ;;
 *) usage >&2; die "there is no benchmark $1" ;;
 esac

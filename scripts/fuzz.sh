@@ -17,10 +17,10 @@ while [ $# -gt 0 ]; do
     *) break ;;
     esac
 done
-command -v clang >/dev/null || die "clang is needed: apt-get install clang libclang-rt-14-dev"
+install_missing clang libclang-rt-14-dev # libFuzzer is part of clang's runtime
 say "building (fuzz)"
-(cd "$root" && cmake --preset fuzz >/dev/null && cmake --build --preset fuzz --target fuzz_programs -- --quiet) >&2 ||
-    die "the build failed: cmake --preset fuzz && cmake --build --preset fuzz --target fuzz_programs"
+(cd "$root" && cmake --preset fuzz >/dev/null && cmake --build --preset fuzz -- --quiet) >&2 ||
+    die "the build failed: cmake --preset fuzz && cmake --build --preset fuzz"
 
 build=$root/build/fuzz corpus=$root/tests/fuzz/corpus
 targets=("$@")

@@ -8,17 +8,18 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 say() { printf '\n== %s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
-# Packages of scripts/packages.txt that dpkg does not know as installed.
+# Packages of scripts/packages.txt, and of the arguments, that dpkg does not know as installed.
 missing_packages() {
     local package
-    sed -e 's/#.*//' -e '/^[[:space:]]*$/d' "$root/scripts/packages.txt" | while read -r package; do
+    { sed -e 's/#.*//' "$root/scripts/packages.txt"; printf '%s\n' "$@"; } | sed '/^[[:space:]]*$/d' | while read -r package; do
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || printf '%s ' "$package"
     done
 }
 
+# install_missing [more packages]
 install_missing() {
     local missing as_root=()
-    missing=$(missing_packages)
+    missing=$(missing_packages "$@")
     [ -n "$missing" ] || return 0
     say "installing: $missing"
     if [ "$(id -u)" -ne 0 ]; then

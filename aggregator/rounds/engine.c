@@ -99,6 +99,7 @@ static int load_job(struct engine *e, struct error *err)
     if (!e->state || !e->sum)
         return error_set(err, ERR_RESOURCES, "out of memory for %llu parameters", (unsigned long long)e->job.words);
     memset(e->sum_sha256, 0, HASH_SIZE);
+    e->sum_words = 0;
     if ((rc = load_state(e, err)) < 0)
         return rc;
     return book_set_state(e->book, e->job.job, JOB_RUNNING, "", err);
@@ -337,8 +338,9 @@ static int publish_version(struct engine *e, float *next, struct error *err)
     memcpy(e->state, next, words * 2 * sizeof *next);
     memcpy(e->state_sha256, version.state_sha256, HASH_SIZE);
     e->job.version = e->round;
-    memcpy(e->sum, secagg_server_sum(e->attempt), words * sizeof *e->sum);
-    hash_bytes(span_of(e->sum, words * sizeof *e->sum), e->sum_sha256);
+    e->sum_words = (size_t)secagg_server_segment(e->attempt).count;
+    memcpy(e->sum, secagg_server_sum(e->attempt), e->sum_words * sizeof *e->sum);
+    hash_bytes(span_of(e->sum, e->sum_words * sizeof *e->sum), e->sum_sha256);
     hex_encode(version.adapter_sha256, HASH_SIZE, adapter);
     hex_encode(version.model_hash, HASH_SIZE, model);
     journal_event(e->journal, "version_signed",
@@ -365,8 +367,9 @@ static int make_version(struct engine *e, struct error *err)
     if (!next)
         return error_set(err, ERR_RESOURCES, "out of memory for the next version");
     rc = next_model_from_sum(&e->plan.aggregation.optimizer, (struct model_state){e->state, e->state + words, words},
-                             secagg_server_sum(e->attempt), secagg_server_survivors(e->attempt),
-                             e->plan.aggregation.grid_bits, next, next + words, err);
+                             secagg_server_segment(e->attempt), secagg_server_sum(e->attempt),
+                             secagg_server_survivors(e->attempt), e->plan.aggregation.grid_bits, next, next + words,
+                             err);
     if (rc == 0)
         rc = publish_version(e, next, err);
     free(next);
@@ -509,14 +512,16 @@ static void tick(struct engine *e)
 static int allow_upload(void *ctx, const char *site, const struct transfer_begin *begin, struct error *err)
 {
     struct engine *e = ctx;
+    uint64_t vector_bytes;
 
     if (e->phase != PHASE_ATTEMPT || !e->attempt || secagg_server_stage(e->attempt) != STAGE_MASKED ||
         strcmp(begin->id.job, e->job.job) != 0 || begin->id.round != e->round || begin->id.attempt != ATTEMPT ||
         strcmp(begin->id.name, "masked") != 0 || !secagg_server_waits_for(e->attempt, site))
         return error_set(err, ERR_AGAIN, "no upload is wanted from this site now");
-    if (begin->size_bytes != e->job.words * sizeof *e->sum)
+    vector_bytes = secagg_server_segment(e->attempt).count * sizeof *e->sum;
+    if (begin->size_bytes != vector_bytes)
         return error_set(err, ERR_INTEGRITY, "the masked vector has %llu bytes, expected %llu",
-                         (unsigned long long)begin->size_bytes, (unsigned long long)(e->job.words * sizeof *e->sum));
+                         (unsigned long long)begin->size_bytes, (unsigned long long)vector_bytes);
     return 0;
 }
 

@@ -72,7 +72,8 @@ struct engine {
     enum secagg_stage stage; /* whose answers are collected */
     uint32_t dropouts;       /* of the last sum: sites gone after their shares, whose masks the others opened */
     int64_t enough_since_ms; /* -1: not enough yet */
-    uint32_t *sum;           /* (words) of the last finished round, for download */
+    uint32_t *sum;           /* (sum_words) of the last finished round, for download */
+    size_t sum_words;        /* at most the state's */
     uint8_t sum_sha256[HASH_SIZE];
     struct cosign_collector *cosign;
 };

@@ -209,7 +209,7 @@ static int on_get(struct engine *e, struct span body, struct rpc_reply *reply)
     if (rc < 0)
         return rc;
     if (strcmp(get.name, "sum") == 0 && e->sum && memcmp(get.sha256, e->sum_sha256, HASH_SIZE) == 0)
-        return transfer_get_reply(&get, span_of(e->sum, (size_t)e->job.words * sizeof *e->sum), reply);
+        return transfer_get_reply(&get, span_of(e->sum, e->sum_words * sizeof *e->sum), reply);
     if (strcmp(get.name, "state") == 0 && e->state && memcmp(get.sha256, e->state_sha256, HASH_SIZE) == 0)
         return transfer_get_reply(&get, span_of(e->state, (size_t)e->job.words * 2 * sizeof *e->state), reply);
     /* For a site that missed the end of a job; it checks the hash itself. */

@@ -20,12 +20,13 @@ static const struct config_key keys[] = {
     {"lora.rank", CONFIG_INT, .text = "8", .min = 1, .max = 256, .help = "Rank r of the factors."},
     {"lora.alpha", CONFIG_FLOAT, .text = "16", .min = 0.001, .max = 65536, .help = "The update is scaled by alpha/r."},
     {"lora.scaling", CONFIG_ENUM, .text = "rank", .choices = "rank|sqrt-rank", .help = "sqrt-rank: by alpha/sqrt(r)."},
-    {"lora.mode", CONFIG_ENUM, .text = "ffa", .choices = "ffa",
+    {"lora.mode", CONFIG_ENUM, .text = "ffa", .choices = "ffa|alternating",
      .help =
          "ffa: A is frozen and public, only B is trained and sent, so that averaging B averages the update exactly. "
+         "alternating: B is trained and sent in the odd rounds, A in the even ones, which averages exactly too. "
          "Averaging A and B that were trained together would not; there is no such mode."},
     {"lora.seed", CONFIG_STRING, .min = 64, .max = 64,
-     .help = "Public seed of the frozen factors, 64 hexadecimal digits. Unset: drawn at submission."},
+     .help = "Public seed of the first A, 64 hexadecimal digits. Unset: drawn at submission."},
 
     {"rounds.count", CONFIG_INT, .text = "10", .min = 1, .max = 100000, .unit = "rounds", .help = "Rounds of the job."},
     {"rounds.min_sites", CONFIG_INT, .text = "3", .min = 3, .max = 200, .unit = "sites",
@@ -87,7 +88,7 @@ const struct config_schema job_schema = {
 struct card {
     uint8_t sha256[HASH_SIZE];
     int layers, width, heads, kv_heads, head_size, ff;
-    int fused; /* gate and up are one matrix, which counts as up */
+    int fused_gate_up; /* one matrix, and one A, for both; it counts as up */
 };
 
 static int read_card(const struct config *job, struct card *ret_card, struct error *err)
@@ -108,7 +109,7 @@ static int read_card(const struct config *job, struct card *ret_card, struct err
     if (!json ||
         json_unpack(json, "{s:s,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s?b}", "sha256", &sha256, "architecture", &architecture,
                     "layers", &card.layers, "width", &card.width, "heads", &card.heads, "kv_heads", &card.kv_heads,
-                    "head_size", &card.head_size, "ff", &card.ff, "fused_gate_up", &card.fused) < 0 ||
+                    "head_size", &card.head_size, "ff", &card.ff, "fused_gate_up", &card.fused_gate_up) < 0 ||
         hex_decode(sha256, card.sha256, HASH_SIZE) < 0 || card.layers < 1 || card.layers > 128 || card.width < 1 ||
         card.heads < 1 || card.kv_heads < 1 || card.head_size < 1 || card.ff < 1 || card.width > 65536 ||
         card.ff > 65536 || (int64_t)card.heads * card.head_size > 65536) {
@@ -128,7 +129,7 @@ static bool target_shape(const struct card *card, const char *name, uint64_t *in
 {
     uint64_t width = (uint64_t)card->width, q = (uint64_t)card->heads * (uint64_t)card->head_size,
              kv = (uint64_t)card->kv_heads * (uint64_t)card->head_size, ff = (uint64_t)card->ff,
-             gate = card->fused ? 0 : ff, up = card->fused ? 2 * ff : ff;
+             gate = card->fused_gate_up ? 0 : ff, up = card->fused_gate_up ? 2 * ff : ff;
     const struct {
         const char *name;
         uint64_t in, out;
@@ -145,7 +146,27 @@ static bool target_shape(const struct card *card, const char *name, uint64_t *in
     return false;
 }
 
-/* The text that node/train/adapter_config.h reads, and d. Targets come out in the canonical order. */
+/* Values of the adapter's A and B sections. */
+static void count_sections(const struct config *job, const struct card *card, uint64_t layers, uint64_t *ret_a,
+                           uint64_t *ret_b)
+{
+    const uint64_t rank = (uint64_t)config_int(job, "lora.rank");
+    uint64_t a = 0, b = 0, in, out;
+
+    for (size_t i = 0; i < config_list_count(job, "lora.targets"); i++) {
+        const char *name = config_list_item(job, "lora.targets", i);
+        if (!target_shape(card, name, &in, &out))
+            continue; /* refused before */
+        b += layers * rank * out;
+        if (!card->fused_gate_up || strcmp(name, "gate") != 0)
+            a += layers * rank * in;
+    }
+    *ret_a = a;
+    *ret_b = b;
+}
+
+/* The text that node/train/adapter_config.h reads, the state's size and where it is cut. Targets come out in the
+ * canonical order. */
 static int lora_text(const struct config *job, const struct card *card, const struct rng *rng, struct job_plan *plan,
                      uint64_t *ret_words, struct error *err)
 {
@@ -154,7 +175,7 @@ static int lora_text(const struct config *job, const struct card *card, const st
     int64_t last = config_is_set(job, "lora.layer_last") ? config_int(job, "lora.layer_last") : card->layers - 1;
     char targets[64] = "", seed[65];
     uint8_t random[32];
-    uint64_t words = 0, in, out;
+    uint64_t a, b, in, out;
     size_t found = 0;
 
     if (last >= card->layers || first > last)
@@ -173,11 +194,9 @@ static int lora_text(const struct config *job, const struct card *card, const st
             if (strcmp(order[t], config_list_item(job, "lora.targets", i)) != 0)
                 continue;
             snprintf(targets + strlen(targets), sizeof targets - strlen(targets), "%s%s", found++ ? "," : "", order[t]);
-            target_shape(card, order[t], &in, &out);
-            words += (uint64_t)(last - first + 1) * (uint64_t)rank * out;
         }
     }
-    if (card->fused && strstr(targets, "gate") && !strstr(targets, "up"))
+    if (card->fused_gate_up && strstr(targets, "gate") && !strstr(targets, "up"))
         return config_fail(job, "lora.targets", err,
                            "this model holds gate and up as one matrix: name both or neither");
     if (config_is_set(job, "lora.seed")) {
@@ -193,7 +212,10 @@ static int lora_text(const struct config *job, const struct card *card, const st
                            "layers=%lld-%lld;targets=%s;rank=%lld;alpha=%.17g;scaling=%s;mode=%s;seed=%s",
                            (long long)first, (long long)last, targets, (long long)rank, config_float(job, "lora.alpha"),
                            config_string(job, "lora.scaling"), config_string(job, "lora.mode"), seed);
-    *ret_words = words;
+    count_sections(job, card, (uint64_t)(last - first + 1), &a, &b);
+    if (strcmp(config_string(job, "lora.mode"), "alternating") == 0)
+        plan->split_words = a;
+    *ret_words = plan->split_words + b;
     return 0;
 }
 

@@ -13,8 +13,8 @@
 
 extern const struct config_schema job_schema;
 
-/* Fills plan (unsigned) and the number of parameters d. rng draws the public seed of frozen factors, if job.yaml has
- * none. ERR_CONFIG names file:line and key. */
+/* Fills plan (unsigned) and the number of parameters of the model state: those of B, in mode alternating of A and B.
+ * rng draws the public seed of frozen factors, if job.yaml has none. ERR_CONFIG names file:line and key. */
 int MUST_USE job_file_plan(const struct config *job, const struct rng *rng, int64_t now_s, struct job_plan *ret_plan,
                            uint64_t *ret_words, struct error *err);
 

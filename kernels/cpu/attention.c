@@ -12,6 +12,10 @@ struct job {
     float *o_out, *lse_out, *dq, *dk, *dv;
     uint8_t *scratch;
     size_t thread_bytes;
+    /* backward */
+    float *sums;        /* dk and dv of one head each */
+    size_t head_floats; /* of them */
+    int32_t segment;
     /* decoding */
     int32_t rows, length;
     ptrdiff_t kv_stride;
@@ -116,10 +120,22 @@ static void scale_row(float *s, int32_t first, int32_t n, float by)
     }
 }
 
+/* An item is one head of one segment, and of its query blocks the lower three quarters or the rest, which see more: the
+ * more even the items, the shorter the wait for the last. */
+#define FORWARD_PARTS 2
+
+static int32_t part_begin(int32_t n, int part)
+{
+    const int32_t blocks = (n + ATTENTION_ROWS - 1) / ATTENTION_ROWS;
+    return part == 0 ? 0 : part == FORWARD_PARTS || blocks < 4 ? n : blocks * 3 / 4 * ATTENTION_ROWS;
+}
+
 static void forward_item(void *ctx, int item, int thread)
 {
     const struct job *j = ctx;
     const struct attention_shape *shape = j->shape;
+    const int part = item % FORWARD_PARTS;
+    item /= FORWARD_PARTS;
     int32_t head = item % shape->heads, segment = item / shape->heads, d = shape->head_size;
     int32_t start = j->segments->offsets[segment], n = j->segments->offsets[segment + 1] - start;
     ptrdiff_t q_stride = (ptrdiff_t)shape->heads * d, kv_stride = (ptrdiff_t)shape->kv_heads * d;
@@ -132,8 +148,11 @@ static void forward_item(void *ctx, int item, int thread)
     uint8_t *next = j->scratch + (size_t)thread * j->thread_bytes, *end = next + j->thread_bytes;
     float *keys = scratch_take(&next, end, (size_t)lds * ((size_t)d + 16) * sizeof(float));
     float *s = scratch_take(&next, end, (size_t)lds * ATTENTION_ROWS * sizeof(float));
-    pack_keys(k, kv_stride, n, d, keys);
-    for (int32_t i0 = 0; i0 < n; i0 += ATTENTION_ROWS) {
+    const int32_t begin = part_begin(n, part), stop = part_begin(n, part + 1);
+    if (begin == stop)
+        return;
+    pack_keys(k, kv_stride, stop, d, keys);
+    for (int32_t i0 = begin; i0 < stop; i0 += ATTENTION_ROWS) {
         int32_t rows = n - i0 < ATTENTION_ROWS ? n - i0 : ATTENTION_ROWS, keys_end = i0 + rows;
         int32_t first = first_key(shape, i0) / GEMM_NR * GEMM_NR;
         scores(q + i0 * q_stride, q_stride, rows, d, keys, first, keys_end, shape->scale, s, lds);
@@ -169,7 +188,7 @@ void ISA(attention_forward)(const struct kernel_run *run, const struct attention
                     .lse_out = lse,
                     .scratch = run->scratch,
                     .thread_bytes = thread_share(run)};
-    pool_run(run->pool, segments->count * shape->heads, forward_item, &j);
+    pool_run(run->pool, segments->count * shape->heads * FORWARD_PARTS, forward_item, &j);
 }
 
 /* From the probabilities p and their gradients dp (in place): ds = p·(dp − Σ do·o). */
@@ -192,48 +211,91 @@ static float dot(const float *a, const float *b, int32_t n)
     return vec_sum(sum);
 }
 
-static void backward_item(void *ctx, int item, int thread)
+/* What one head asks of its keys and values: dk, dv (n, d) from zero, and the head's dq. */
+static void backward_head(const struct job *j, int32_t segment, int32_t head, uint8_t *scratch, float *dk, float *dv)
 {
-    const struct job *j = ctx;
     const struct attention_shape *shape = j->shape;
-    int32_t kv_head = item % shape->kv_heads, segment = item / shape->kv_heads, d = shape->head_size;
+    int32_t kv_head = head / (shape->heads / shape->kv_heads), d = shape->head_size;
     int32_t start = j->segments->offsets[segment], n = j->segments->offsets[segment + 1] - start;
-    int32_t group = shape->heads / shape->kv_heads;
     ptrdiff_t q_stride = (ptrdiff_t)shape->heads * d, kv_stride = (ptrdiff_t)shape->kv_heads * d;
     ptrdiff_t kv_at = start * kv_stride + (ptrdiff_t)kv_head * d;
     const float *k = j->k + kv_at;
     int32_t lds = round_up(n, GEMM_NR);
-    uint8_t *next = j->scratch + (size_t)thread * j->thread_bytes, *end = next + j->thread_bytes;
+    uint8_t *next = scratch, *end = next + j->thread_bytes;
     float *keys = scratch_take(&next, end, (size_t)lds * ((size_t)d + 16) * sizeof(float));
     float *values = scratch_take(&next, end, (size_t)lds * ((size_t)d + 16) * sizeof(float));
     float *p = scratch_take(&next, end, (size_t)lds * ATTENTION_ROWS * sizeof(float));
     float *dp = scratch_take(&next, end, (size_t)lds * ATTENTION_ROWS * sizeof(float));
     pack_keys(k, kv_stride, n, d, keys);
     pack_keys(j->v + kv_at, kv_stride, n, d, values);
-    for (int32_t i = 0; i < n; i++) {
-        memset(j->dk + kv_at + i * kv_stride, 0, (size_t)d * sizeof(float));
-        memset(j->dv + kv_at + i * kv_stride, 0, (size_t)d * sizeof(float));
-    }
-    for (int32_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
-        for (int32_t i0 = 0; i0 < n; i0 += ATTENTION_ROWS) {
-            int32_t rows = n - i0 < ATTENTION_ROWS ? n - i0 : ATTENTION_ROWS, keys_end = i0 + rows;
-            int32_t first = first_key(shape, i0) / GEMM_NR * GEMM_NR, count = keys_end - first;
-            ptrdiff_t at = (start + i0) * q_stride + (ptrdiff_t)head * d, seen = kv_at + first * kv_stride;
-            scores(j->q + at, q_stride, rows, d, keys, first, keys_end, shape->scale, p, lds);
-            scores(j->do_ + at, q_stride, rows, d, values, first, keys_end, 1, dp, lds);
-            for (int32_t i = 0; i < rows; i++) {
-                float *row = p + (ptrdiff_t)i * lds;
-                float lse = j->lse[(ptrdiff_t)(start + i0 + i) * shape->heads + head];
-                exponentials(row, first, keys_end, first_key(shape, i0 + i), i0 + i, lse);
-                float delta = dot(j->do_ + at + i * q_stride, j->o + at + i * q_stride, d);
-                softmax_backward(row, dp + (ptrdiff_t)i * lds, first, keys_end, delta);
-            }
-            product(count, d, rows, p + first, 1, lds, j->do_ + at, q_stride, 1, j->dv + seen, kv_stride, true);
-            product(count, d, rows, dp + first, 1, lds, j->q + at, q_stride, shape->scale, j->dk + seen, kv_stride,
-                    true);
-            product(rows, d, count, dp + first, lds, 1, k + first * kv_stride, kv_stride, shape->scale, j->dq + at,
-                    q_stride, false);
+    memset(dk, 0, (size_t)n * (size_t)d * sizeof(float));
+    memset(dv, 0, (size_t)n * (size_t)d * sizeof(float));
+    for (int32_t i0 = 0; i0 < n; i0 += ATTENTION_ROWS) {
+        int32_t rows = n - i0 < ATTENTION_ROWS ? n - i0 : ATTENTION_ROWS, keys_end = i0 + rows;
+        int32_t first = first_key(shape, i0) / GEMM_NR * GEMM_NR, count = keys_end - first;
+        ptrdiff_t at = (start + i0) * q_stride + (ptrdiff_t)head * d;
+        scores(j->q + at, q_stride, rows, d, keys, first, keys_end, shape->scale, p, lds);
+        scores(j->do_ + at, q_stride, rows, d, values, first, keys_end, 1, dp, lds);
+        for (int32_t i = 0; i < rows; i++) {
+            float *row = p + (ptrdiff_t)i * lds;
+            float lse = j->lse[(ptrdiff_t)(start + i0 + i) * shape->heads + head];
+            exponentials(row, first, keys_end, first_key(shape, i0 + i), i0 + i, lse);
+            float delta = dot(j->do_ + at + i * q_stride, j->o + at + i * q_stride, d);
+            softmax_backward(row, dp + (ptrdiff_t)i * lds, first, keys_end, delta);
         }
+        product(count, d, rows, p + first, 1, lds, j->do_ + at, q_stride, 1, dv + (ptrdiff_t)first * d, d, true);
+        product(count, d, rows, dp + first, 1, lds, j->q + at, q_stride, shape->scale, dk + (ptrdiff_t)first * d, d,
+                true);
+        product(rows, d, count, dp + first, lds, 1, k + first * kv_stride, kv_stride, shape->scale, j->dq + at,
+                q_stride, false);
+    }
+}
+
+/* The heads of one key-value head are summed in order, however the work is shared out. */
+static void add_head(const struct job *j, int32_t segment, int32_t head, const float *dk, const float *dv)
+{
+    const int32_t d = j->shape->head_size, group = j->shape->heads / j->shape->kv_heads;
+    const int32_t start = j->segments->offsets[segment], n = j->segments->offsets[segment + 1] - start;
+    const ptrdiff_t stride = (ptrdiff_t)j->shape->kv_heads * d, at = start * stride + (ptrdiff_t)(head / group) * d;
+    for (int32_t t = 0; t < n; t++) {
+        float *to_k = j->dk + at + t * stride, *to_v = j->dv + at + t * stride;
+        for (int32_t i = 0; i < d; i += VL) {
+            vec k = vec_load(dk + (ptrdiff_t)t * d + i), v = vec_load(dv + (ptrdiff_t)t * d + i);
+            vec_store(to_k + i, head % group ? vec_add(vec_load(to_k + i), k) : k);
+            vec_store(to_v + i, head % group ? vec_add(vec_load(to_v + i), v) : v);
+        }
+    }
+}
+
+/* An item is one key-value head of one segment. */
+static void backward_item(void *ctx, int item, int thread)
+{
+    const struct job *j = ctx;
+    const int32_t group = j->shape->heads / j->shape->kv_heads, kv_head = item % j->shape->kv_heads;
+    const int32_t segment = item / j->shape->kv_heads;
+    float *dk = j->sums + (size_t)thread * j->head_floats, *dv = dk + j->head_floats / 2;
+    for (int32_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
+        backward_head(j, segment, head, j->scratch + (size_t)thread * j->thread_bytes, dk, dv);
+        add_head(j, segment, head, dk, dv);
+    }
+}
+
+/* An item is one head of j->segment, with sums of its own; then one key-value head. */
+static void backward_head_item(void *ctx, int head, int thread)
+{
+    const struct job *j = ctx;
+    float *dk = j->sums + (size_t)head * j->head_floats;
+    backward_head(j, j->segment, head, j->scratch + (size_t)thread * j->thread_bytes, dk, dk + j->head_floats / 2);
+}
+
+static void backward_add_item(void *ctx, int kv_head, int thread)
+{
+    const struct job *j = ctx;
+    const int32_t group = j->shape->heads / j->shape->kv_heads;
+    (void)thread;
+    for (int32_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
+        const float *dk = j->sums + (size_t)head * j->head_floats;
+        add_head(j, j->segment, head, dk, dk + j->head_floats / 2);
     }
 }
 
@@ -252,9 +314,28 @@ void ISA(attention_backward)(const struct kernel_run *run, const struct attentio
                     .dq = dq,
                     .dk = dk,
                     .dv = dv,
-                    .scratch = run->scratch,
-                    .thread_bytes = thread_share(run)};
-    pool_run(run->pool, segments->count * shape->kv_heads, backward_item, &j);
+                    .scratch = run->scratch};
+    const int threads = pool_threads(run->pool);
+    int32_t longest = 0;
+    for (int32_t s = 0; s < segments->count; s++) {
+        const int32_t n = segments->offsets[s + 1] - segments->offsets[s];
+        longest = n > longest ? n : longest;
+    }
+    const int sums = shape->heads > threads ? shape->heads : threads;
+    j.head_floats = attention_head_floats(longest, shape->head_size);
+    uint8_t *next = run->scratch, *end = next + run->scratch_bytes;
+    j.sums = scratch_take(&next, end, (size_t)sums * j.head_floats * sizeof(float));
+    j.scratch = next;
+    j.thread_bytes = (size_t)(end - next) / (size_t)threads & ~(size_t)63;
+    /* Few segments have few key-value heads: then the heads are shared out. */
+    if (segments->count * shape->kv_heads >= 4 * threads || threads == 1) {
+        pool_run(run->pool, segments->count * shape->kv_heads, backward_item, &j);
+        return;
+    }
+    for (j.segment = 0; j.segment < segments->count; j.segment++) {
+        pool_run(run->pool, shape->heads, backward_head_item, &j);
+        pool_run(run->pool, shape->kv_heads, backward_add_item, &j);
+    }
 }
 
 /* An item is one row and one head. */

@@ -314,9 +314,14 @@ static void cpu_group_gradients(struct backend *be, const struct linear_group *g
     struct gradient_work w = {c, g, lora, segments, dy, h, dh, x, where, base, stride};
     if (group_stacked_rank(g, lora) == 0)
         return;
-    if (stride > 0)
+    /* A thread a segment, or, where there are few, all threads for each: the bits are the same. */
+    if (stride > 0 && segments->count >= 2 * be->threads) {
         pool_run(c->run.pool, segments->count, gradients_item, &w);
-    else
+        return;
+    }
+    for (int32_t i = 0; stride > 0 && i < segments->count; i++)
+        gradients_of(&w, &c->run, segments->offsets[i], segments->offsets[i + 1], base + (size_t)i * stride);
+    if (stride == 0)
         gradients_of(&w, &c->run, 0, segments->offsets[segments->count], base);
 }
 

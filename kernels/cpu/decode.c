@@ -1,5 +1,9 @@
-/* Few rows against a frozen matrix: each thread decodes one row of W at a time and takes its dot products. */
-#include "kernels/cpu/simd.h"
+/*
+ * Few rows against a frozen matrix: each thread decodes one row of W at a time and takes its dot products. In
+ * KERNEL_BF16 precision, and with VNNI, quantised rows are not decoded: x is rounded to 8 bits in runs of 32, and the
+ * products of quants are exact sums of integers, scaled run by run.
+ */
+#include "kernels/cpu/quants.h"
 
 #define OUTPUTS 16 /* rows of W in one work item */
 
@@ -10,6 +14,7 @@ struct job {
     float *y;
     uint8_t *rows;
     size_t row_bytes;
+    const struct rounded *x8; /* (m) x in 8 bits, or NULL */
 };
 
 INLINE float dot(const float *a, const float *b, int32_t n)
@@ -28,6 +33,179 @@ INLINE float dot(const float *a, const float *b, int32_t n)
     }
     return vec_sum(vec_add(vec_add(s0, s1), vec_add(s2, s3)));
 }
+
+#ifdef __AVX512VNNI__
+/* One row of x, run by run. */
+struct rounded {
+    const int8_t *q;      /* (runs, 32) */
+    const int32_t *start; /* (runs, 8): what the sums of four products each begin with: −bias·Σ q */
+    const float *pairs;   /* (runs, 2): the scale d, and d·Σ q of the run */
+    const float *d, *sum; /* (runs): the same apart */
+};
+
+/* Sums of four products each of a run, the bias gone. */
+INLINE __m256 run_sums(enum tensor_type type, const uint8_t *row, const struct rounded *x, size_t run)
+{
+    const __m256i q = _mm256_loadu_si256((const __m256i *)(const void *)(x->q + run * 32));
+    const __m256i start = quants_bias(type) ? _mm256_loadu_si256((const __m256i *)(const void *)(x->start + run * 8))
+                                            : _mm256_setzero_si256();
+    return _mm256_cvtepi32_ps(_mm256_dpbusd_epi32(start, quants_bytes(type, row, run), q));
+}
+
+INLINE float total(__m256 a, __m256 b)
+{
+    const __m256 all = _mm256_add_ps(a, b);
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+/* Blocks of one run, `stride` bytes long, that begin with the halves d or d, m. */
+INLINE float dot_small(enum tensor_type type, size_t stride, const uint8_t *row, const struct rounded *x, size_t runs)
+{
+    const bool with_min = type == TENSOR_Q4_1 || type == TENSOR_Q5_1;
+    __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, mins = _mm256_setzero_ps();
+    for (size_t run = 0; run < runs; run += 2) {
+#pragma GCC unroll 2
+        for (size_t k = 0; k < 2; k++) {
+            if (k == 1 && run + 1 == runs)
+                break;
+            int32_t halves;
+            memcpy(&halves, row + (run + k) * stride, 4);
+            __m256 scale = _mm256_cvtph_ps(_mm_set1_epi32(halves)); /* d, m, d, m … */
+            if (with_min) {
+                double pair;
+                memcpy(&pair, x->pairs + 2 * (run + k), 8);
+                scale = _mm256_mul_ps(scale, _mm256_castpd_ps(_mm256_set1_pd(pair)));
+                mins = _mm256_add_ps(mins, scale);
+                scale = _mm256_moveldup_ps(scale);
+            } else {
+                scale = _mm256_mul_ps(_mm256_moveldup_ps(scale), _mm256_set1_ps(x->d[run + k]));
+            }
+            acc[k] = _mm256_fmadd_ps(run_sums(type, row, x, run + k), scale, acc[k]);
+        }
+    }
+    const float sum = total(acc[0], acc[1]);
+    return with_min ? sum + _mm256_cvtss_f32(_mm256_permute_ps(mins, 1)) : sum;
+}
+
+/* The 8 scales and 8 minima, 6 bits each, of a block of Q4_K or Q5_K. */
+INLINE void k_scales(const uint8_t *packed, uint64_t *scales, uint64_t *mins)
+{
+    uint32_t a, b, c;
+    memcpy(&a, packed, 4);
+    memcpy(&b, packed + 4, 4);
+    memcpy(&c, packed + 8, 4);
+    const uint32_t high_scales = (c & 0x0f0f0f0f) | (a >> 6 & 0x03030303) << 4;
+    const uint32_t high_mins = (c >> 4 & 0x0f0f0f0f) | (b >> 6 & 0x03030303) << 4;
+    *scales = (a & 0x3f3f3f3f) | (uint64_t)high_scales << 32;
+    *mins = (b & 0x3f3f3f3f) | (uint64_t)high_mins << 32;
+}
+
+INLINE float dot_k45(enum tensor_type type, const uint8_t *row, const struct rounded *x, size_t runs)
+{
+    __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, mins = _mm256_setzero_ps();
+    float scales[8] __attribute__((aligned(32)));
+    for (size_t run = 0; run < runs; run += 8) {
+        const uint8_t *b = row + run / 8 * (type == TENSOR_Q4_K ? 144 : 176);
+        uint64_t packed_scales, packed_mins;
+        k_scales(b + 4, &packed_scales, &packed_mins);
+        __m256 d = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)packed_scales)));
+        __m256 m = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)packed_mins)));
+        d = _mm256_mul_ps(d, _mm256_set1_ps(quants_half(b)));
+        m = _mm256_mul_ps(m, _mm256_set1_ps(quants_half(b + 2)));
+        _mm256_store_ps(scales, _mm256_mul_ps(d, _mm256_loadu_ps(x->d + run)));
+        mins = _mm256_fnmadd_ps(m, _mm256_loadu_ps(x->sum + run), mins);
+#pragma GCC unroll 8
+        for (size_t k = 0; k < 8; k++)
+            acc[k % 2] = _mm256_fmadd_ps(run_sums(type, row, x, run + k), _mm256_set1_ps(scales[k]), acc[k % 2]);
+    }
+    return total(_mm256_add_ps(acc[0], acc[1]), mins);
+}
+
+INLINE float dot_q6k(const uint8_t *row, const struct rounded *x, size_t runs)
+{
+    __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    const __m256i spread = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+    float scales[16] __attribute__((aligned(64)));
+    for (size_t run = 0; run < runs; run += 8) {
+        const uint8_t *b = row + run / 8 * 210;
+        const __m512i whole = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(b + 192)));
+        _mm512_store_ps(scales, _mm512_mul_ps(_mm512_cvtepi32_ps(whole), _mm512_set1_ps(quants_half(b + 208))));
+#pragma GCC unroll 8
+        for (size_t k = 0; k < 8; k++) {
+            double pair;
+            memcpy(&pair, scales + 2 * k, 8);
+            __m256 scale = _mm256_permutevar8x32_ps(_mm256_castpd_ps(_mm256_set1_pd(pair)), spread);
+            scale = _mm256_mul_ps(scale, _mm256_set1_ps(x->d[run + k]));
+            acc[k % 2] = _mm256_fmadd_ps(run_sums(TENSOR_Q6_K, row, x, run + k), scale, acc[k % 2]);
+        }
+    }
+    return total(acc[0], acc[1]);
+}
+
+static float dot_rounded(enum tensor_type type, const uint8_t *row, const struct rounded *x, size_t runs)
+{
+    switch (type) {
+    case TENSOR_Q4_0:
+        return dot_small(TENSOR_Q4_0, 18, row, x, runs);
+    case TENSOR_Q4_1:
+        return dot_small(TENSOR_Q4_1, 20, row, x, runs);
+    case TENSOR_Q5_0:
+        return dot_small(TENSOR_Q5_0, 22, row, x, runs);
+    case TENSOR_Q5_1:
+        return dot_small(TENSOR_Q5_1, 24, row, x, runs);
+    case TENSOR_Q8_0:
+        return dot_small(TENSOR_Q8_0, 34, row, x, runs);
+    case TENSOR_Q4_K:
+        return dot_k45(TENSOR_Q4_K, row, x, runs);
+    case TENSOR_Q5_K:
+        return dot_k45(TENSOR_Q5_K, row, x, runs);
+    default:
+        return dot_q6k(row, x, runs);
+    }
+}
+
+/* Nearest of 255 steps of the run's largest value; a NaN or an infinity makes the row's results NaN. */
+static void round_run(const float *x, int bias, int8_t *q, int32_t *start, float *d, float *sum)
+{
+    const __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16);
+    const float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
+    const float bad = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_sub_ps(low, low), _mm512_sub_ps(high, high)));
+    const __m512 by = _mm512_set1_ps(top > 0 ? 127 / top : 0);
+    const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(low, by)), b = _mm512_cvtps_epi32(_mm512_mul_ps(high, by));
+    _mm_storeu_si128((__m128i *)(void *)q, _mm512_cvtsepi32_epi8(a));
+    _mm_storeu_si128((__m128i *)(void *)(q + 16), _mm512_cvtsepi32_epi8(b));
+    const __m256i bytes = _mm256_loadu_si256((const __m256i *)(const void *)q);
+    const __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
+    _mm256_storeu_si256((__m256i *)(void *)start, _mm256_mullo_epi32(sums, _mm256_set1_epi32(-bias)));
+    *d = top / 127 + bad;
+    *sum = *d * (float)_mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+}
+
+/* Where this product may round x to 8 bits, does it; else j->x8 stays NULL. */
+static void round_input(const struct kernel_run *run, struct job *j, struct rounded x8[KERNEL_DECODE_ROWS],
+                        uint8_t **next, const uint8_t *end)
+{
+    const size_t runs = (size_t)j->w->in / 32;
+    if (run->precision != KERNEL_BF16 || tensor_type_block(j->w->type) == 1)
+        return;
+    for (int32_t r = 0; r < j->m; r++) {
+        int8_t *q = scratch_take(next, end, runs * 32);
+        int32_t *start = scratch_take(next, end, runs * 32);
+        float *d = scratch_take(next, end, runs * 4), *sum = scratch_take(next, end, runs * 4);
+        float *pairs = scratch_take(next, end, runs * 8);
+        for (size_t i = 0; i < runs; i++) {
+            round_run(j->x + ((size_t)r * runs + i) * 32, quants_bias(j->w->type), q + i * 32, start + i * 8, d + i,
+                      sum + i);
+            pairs[2 * i] = d[i];
+            pairs[2 * i + 1] = sum[i];
+        }
+        x8[r] = (struct rounded){q, start, pairs, d, sum};
+    }
+    j->x8 = x8;
+}
+#endif
 
 #ifdef __AVX512F__
 /* One row of Q4_1 against one x without a decoded copy: Σ (q·d + m)·x = Σ_blocks d·Σ q·x + m·Σ x, per lane. */
@@ -67,9 +245,17 @@ static void decode_item(void *ctx, int item, int thread)
     const struct tensor *w = j->w;
     float *buffer = (float *)(void *)(j->rows + (size_t)thread * j->row_bytes);
     int32_t end = (item + 1) * OUTPUTS < w->out ? (item + 1) * OUTPUTS : w->out;
-    for (int32_t o = item * OUTPUTS; o < end; o++) {
+    const uint8_t *row = tensor_row(w, item * OUTPUTS);
+    const ptrdiff_t row_bytes = tensor_row(w, 1) - tensor_row(w, 0);
+    for (int32_t o = item * OUTPUTS; o < end; o++, row += row_bytes) {
         float bias = j->bias ? j->bias[o] : 0.0f;
-        const uint8_t *row = tensor_row(w, o);
+#ifdef __AVX512VNNI__
+        if (j->x8) {
+            for (int32_t i = 0; i < j->m; i++)
+                j->y[(ptrdiff_t)i * w->out + o] = dot_rounded(w->type, row, &j->x8[i], (size_t)w->in / 32) + bias;
+            continue;
+        }
+#endif
 #ifdef __AVX512F__
         if (j->m == 1 && w->type == TENSOR_Q4_1) {
             j->y[o] = dot_q4_1(row, j->x, w->in) + bias;
@@ -98,5 +284,9 @@ void ISA(linear_decode)(const struct kernel_run *run, int32_t m, const struct te
     struct job j = {.m = m, .w = w, .bias = bias, .x = x, .y = y};
     j.row_bytes = align64((size_t)w->in * sizeof(float));
     j.rows = scratch_take(&next, end, j.row_bytes * (size_t)pool_threads(run->pool));
+#ifdef __AVX512VNNI__
+    struct rounded x8[KERNEL_DECODE_ROWS];
+    round_input(run, &j, x8, &next, end);
+#endif
     pool_run(run->pool, (w->out + OUTPUTS - 1) / OUTPUTS, decode_item, &j);
 }

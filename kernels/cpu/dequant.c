@@ -1,53 +1,37 @@
 /* Decoding rows of weights: the same arithmetic as tensor.c (one product, one sum), hence the same bits. */
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/quants.h"
 
-INLINE void q4_run(const uint8_t *q, float *out, vec d, vec m)
+/* Types whose values are a product alone: a zero's sign is the product's. */
+INLINE bool products_only(enum tensor_type type)
 {
-    __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)q), mask = _mm_set1_epi8(15);
-    vec low[VECS16], high[VECS16];
-    vec_from_u8(_mm_and_si128(bytes, mask), low);
-    vec_from_u8(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask), high);
-    for (int i = 0; i < VECS16; i++) {
-        vec_store(out + i * VL, vec_add(vec_mul(low[i], d), m));
-        vec_store(out + 16 + i * VL, vec_add(vec_mul(high[i], d), m));
-    }
+    return type == TENSOR_Q4_0 || type == TENSOR_Q5_0 || type == TENSOR_Q6_K || type == TENSOR_Q8_0;
 }
 
-/* 16 values of 6 bits minus 32, from bytes that hold v. */
-INLINE void q6_store(__m128i v, float scale, float *out)
+/* Runs first .. end − 1. */
+INLINE void runs(enum tensor_type type, const uint8_t *row, size_t first, size_t end, float *out)
 {
-    vec x[VECS16];
-    vec_from_s8(_mm_sub_epi8(v, _mm_set1_epi8(32)), x);
-    for (int i = 0; i < VECS16; i++)
-        vec_store(out + i * VL, vec_mul(x[i], vec_set(scale)));
-}
-
-INLINE float half(const uint8_t *p)
-{
-    uint16_t h;
-    memcpy(&h, p, 2);
-    return _cvtsh_ss(h);
-}
-
-static void q6_run(const uint8_t *b, int j, float *out)
-{
-    int part = j >> 2, quarter = j & 3;
-    const uint8_t *low = b + part * 64 + (quarter & 1) * 32, *high = b + 128 + part * 32;
-    const int8_t *scales = (const int8_t *)b + 192 + part * 8 + quarter * 2;
-    float d = half(b + 208);
-    for (int i = 0; i < 2; i++) {
-        __m128i l = _mm_loadu_si128((const __m128i *)(const void *)(low + i * 16));
-        __m128i h = _mm_loadu_si128((const __m128i *)(const void *)(high + i * 16));
-        l = _mm_and_si128(_mm_srl_epi16(l, _mm_cvtsi32_si128(quarter >> 1 ? 4 : 0)), _mm_set1_epi8(15));
-        h = _mm_and_si128(_mm_srl_epi16(h, _mm_cvtsi32_si128(quarter * 2)), _mm_set1_epi8(3));
-        q6_store(_mm_or_si128(l, _mm_slli_epi16(h, 4)), d * (float)scales[i], out + i * 16);
+    const __m256i bias = _mm256_set1_epi8((char)quants_bias(type));
+    for (size_t run = first; run < end; run++, out += 32) {
+        float d[2], m;
+        const __m256i bytes = _mm256_sub_epi8(quants_bytes(type, row, run), bias);
+        quants_scales(type, row, run, d, &m);
+        for (int half = 0; half < 2; half++) {
+            vec x[VECS16];
+            vec_from_s8(half ? _mm256_extracti128_si256(bytes, 1) : _mm256_castsi256_si128(bytes), x);
+            for (int i = 0; i < VECS16; i++) {
+                vec y = vec_mul(x[i], vec_set(d[half]));
+                if (!products_only(type))
+                    y = vec_add(y, vec_set(m));
+                vec_store(out + half * 16 + i * VL, y);
+            }
+        }
     }
 }
 
 static void q2_run(const uint8_t *b, int j, float *out)
 {
     const uint8_t *q = b + 16 + (j >> 2) * 32;
-    float d = half(b + 80), m = half(b + 82);
+    float d = quants_half(b + 80), m = quants_half(b + 82);
     vec x[VECS16];
     for (int i = 0; i < 2; i++) {
         uint8_t packed = b[j * 2 + i];
@@ -75,7 +59,7 @@ static void floats(enum tensor_type type, const uint8_t *row, size_t first, size
         _mm256_storeu_ps(out + i, y);
     }
     for (; i < n; i++)
-        out[i] = type == TENSOR_F16 ? half(p + i * 2) : bfloat_to_float(p + i * 2);
+        out[i] = type == TENSOR_F16 ? quants_half(p + i * 2) : bfloat_to_float(p + i * 2);
 }
 
 void ISA(dequantise)(enum tensor_type type, const uint8_t *row, size_t first, size_t n, float *out)
@@ -85,32 +69,38 @@ void ISA(dequantise)(enum tensor_type type, const uint8_t *row, size_t first, si
         return;
     }
     assert(first % 32 == 0 && n % 32 == 0);
-    size_t run = first / 32, end = run + n / 32;
+    const size_t run = first / 32, end = run + n / 32;
     switch (type) {
+    case TENSOR_Q4_0:
+        runs(TENSOR_Q4_0, row, run, end, out);
+        break;
     case TENSOR_Q4_1:
-        for (const uint8_t *b = row + run * 20; run < end; run++, b += 20, out += 32)
-            q4_run(b + 4, out, vec_set(half(b)), vec_set(half(b + 2)));
+        runs(TENSOR_Q4_1, row, run, end, out);
+        break;
+    case TENSOR_Q5_0:
+        runs(TENSOR_Q5_0, row, run, end, out);
+        break;
+    case TENSOR_Q5_1:
+        runs(TENSOR_Q5_1, row, run, end, out);
         break;
     case TENSOR_Q8_0:
-        for (const uint8_t *b = row + run * 34; run < end; run++, b += 34, out += 32) {
-            vec d = vec_set(half(b)), x[VECS16];
-            for (int i = 0; i < 2; i++) {
-                vec_from_s8(_mm_loadu_si128((const __m128i *)(const void *)(b + 2 + i * 16)), x);
-                for (int j = 0; j < VECS16; j++)
-                    vec_store(out + i * 16 + j * VL, vec_mul(x[j], d));
-            }
-        }
+        runs(TENSOR_Q8_0, row, run, end, out);
+        break;
+    case TENSOR_Q4_K:
+        runs(TENSOR_Q4_K, row, run, end, out);
+        break;
+    case TENSOR_Q5_K:
+        runs(TENSOR_Q5_K, row, run, end, out);
         break;
     case TENSOR_Q2_K:
-        for (; run < end; run++, out += 32)
-            q2_run(row + run / 8 * 84, (int)(run % 8), out);
+        for (size_t i = run; i < end; i++, out += 32)
+            q2_run(row + i / 8 * 84, (int)(i % 8), out);
         break;
     case TENSOR_Q6_K:
-        for (; run < end; run++, out += 32)
-            q6_run(row + run / 8 * 210, (int)(run % 8), out);
+        runs(TENSOR_Q6_K, row, run, end, out);
         break;
     default:
-        for (; run < end; run++, out += 32)
-            decode_run32(type, row, run, out);
+        for (size_t i = run; i < end; i++, out += 32)
+            decode_run32(type, row, i, out);
     }
 }

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-static const char *const names[] = {"scalar", "avx2", "avx512", "avx512-bf16"};
+static const char *const names[] = {"scalar", "avx2", "avx512", "avx512-vnni", "avx512-bf16"};
 
 const char *kernel_isa_name(enum kernel_isa isa)
 {
@@ -38,8 +38,11 @@ const struct kernel_ops *kernels_cpu(enum kernel_isa at_most)
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (at_most >= KERNEL_AVX512_BF16 && avx512 && has_avx512_bf16())
+    bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    if (at_most >= KERNEL_AVX512_BF16 && vnni && has_avx512_bf16())
         return &kernel_ops_avx512_bf16;
+    if (at_most >= KERNEL_AVX512_VNNI && vnni)
+        return &kernel_ops_avx512_vnni;
     if (at_most >= KERNEL_AVX512 && avx512)
         return &kernel_ops_avx512;
     if (at_most >= KERNEL_AVX2 && avx2)

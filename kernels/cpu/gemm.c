@@ -6,11 +6,15 @@
  */
 #include "kernels/cpu/simd.h"
 
+/* Fewer rows are not worth packing a panel of weights for. */
+#define SLICE_ROWS_MIN 48
+
 struct job {
     const struct gemm *g;
-    int32_t panels, slice_rows;
-    int32_t kb;          /* the depth that this round starts at */
-    const uint16_t *a16; /* (m, k16) or NULL */
+    int32_t panels, whole;      /* of GEMM_COLUMNS columns; the first `whole` are one item each */
+    int32_t slices, slice_rows; /* the others are cut into so many items of so many rows */
+    int32_t kb;                 /* the depth that this round starts at */
+    const uint16_t *a16;        /* (m, k16) or NULL */
     ptrdiff_t k16;
     uint8_t *scratch; /* thread t's buffers are at t·thread_bytes */
     size_t thread_bytes;
@@ -75,6 +79,9 @@ INLINE void micro_f32(const struct gemm_panel *g, int32_t row0, int nv, bool mas
             for (int j = 0; j < nv; j++)
                 acc[i][j] = vec_fma(av, bv[j], acc[i][j]);
         }
+#pragma GCC unroll 4
+        for (int j = 0; j < nv * VL; j += 16) /* a cache line; B comes from the second cache */
+            _mm_prefetch((const char *)(b + GEMM_AHEAD * ldb + j), _MM_HINT_T0);
         b += ldb;
         off += a_k;
     }
@@ -318,8 +325,14 @@ static void pack_weights(const struct gemm *g, int32_t n0, int32_t columns, int3
         return;
     }
 #endif
-    for (int32_t k = 0; k < kc; k++) {
-        ISA(dequantise)(g->w->type, tensor_row(g->w, kb + k), (size_t)n0, (size_t)columns, tile);
+    const uint8_t *row = tensor_row(g->w, kb);
+    const ptrdiff_t row_bytes = tensor_row(g->w, 1) - tensor_row(g->w, 0);
+    for (int32_t k = 0; k < kc; k++, row += row_bytes) {
+        if (GEMM_NR == GEMM_COLUMNS && columns == GEMM_COLUMNS) {
+            ISA(dequantise)(g->w->type, row, (size_t)n0, GEMM_COLUMNS, panel + (ptrdiff_t)k * GEMM_NR);
+            continue;
+        }
+        ISA(dequantise)(g->w->type, row, (size_t)n0, (size_t)columns, tile);
         for (int32_t j = 0; j < GEMM_COLUMNS; j += VL)
             vec_store(panel + j / GEMM_NR * panel_step + (ptrdiff_t)k * GEMM_NR + j % GEMM_NR, vec_load(tile + j));
     }
@@ -329,9 +342,12 @@ static void gemm_item(void *ctx, int item, int thread)
 {
     const struct job *job = ctx;
     const struct gemm *g = job->g;
-    int32_t n0 = item % job->panels * GEMM_COLUMNS, row0 = item / job->panels * job->slice_rows;
+    const bool whole = item < job->whole;
+    int32_t panel_index = whole ? item : job->whole + (item - job->whole) / job->slices;
+    int32_t n0 = panel_index * GEMM_COLUMNS;
+    int32_t row0 = whole ? 0 : (item - job->whole) % job->slices * job->slice_rows;
     int32_t columns = g->n - n0 < GEMM_COLUMNS ? g->n - n0 : GEMM_COLUMNS;
-    int32_t rows = g->m - row0 < job->slice_rows ? g->m - row0 : job->slice_rows;
+    int32_t rows = whole || g->m - row0 < job->slice_rows ? g->m - row0 : job->slice_rows;
     float *tile = (float *)(void *)(job->scratch + (size_t)thread * job->thread_bytes);
     float *panel = tile + VL * (GEMM_TILE + 16);
     int32_t kb = job->kb;
@@ -390,14 +406,19 @@ void ISA(gemm)(const struct kernel_run *run, const struct gemm *g)
         pool_run(run->pool, (g->m + 63) / 64, convert_rows, &c);
     }
 #endif
-    /* Few panels would leave threads idle: cut the rows too, but not so fine that packing dominates. */
-    int slices = 1;
-    while (threads > 1 && job.panels * slices < 4 * threads && g->m / (slices + 1) >= 96)
-        slices++;
-    int32_t rows = (g->m + slices - 1) / slices;
-    job.slice_rows = (rows + GEMM_ROWS - 1) / GEMM_ROWS * GEMM_ROWS;
-    slices = (g->m + job.slice_rows - 1) / job.slice_rows;
+    /* Whole panels for as many rounds of all threads as there are; the panels left over are cut into slices of rows,
+     * one a thread, so that none waits for the others. */
+    job.whole = job.panels - job.panels % threads;
+    job.slices = 1;
+    if (job.whole < job.panels) {
+        const int32_t most = (g->m + SLICE_ROWS_MIN - 1) / SLICE_ROWS_MIN;
+        job.slices = threads < most ? threads : most;
+        int32_t rows = (g->m + job.slices - 1) / job.slices;
+        job.slice_rows = (rows + GEMM_ROWS - 1) / GEMM_ROWS * GEMM_ROWS;
+        job.slices = (g->m + job.slice_rows - 1) / job.slice_rows;
+    }
+    const int items = job.whole + (job.panels - job.whole) * job.slices;
     /* Depth outside: the weights of one round stay in cache while all panels take their columns of them. */
     for (job.kb = 0; job.kb < g->k; job.kb += GEMM_DEPTH)
-        pool_run(run->pool, job.panels * slices, gemm_item, &job);
+        pool_run(run->pool, items, gemm_item, &job);
 }

@@ -19,7 +19,7 @@ static void loss_row(void *ctx, int item, int thread)
     const struct job *j = ctx;
     (void)thread;
     int32_t label = j->first + item, n = j->vocabulary, target = j->labels->targets[label];
-    float *z = j->logits + (ptrdiff_t)item * n, at_target = z[target];
+    float *z = j->logits + (ptrdiff_t)item * head_row_stride(n), at_target = z[target];
     vec top = vec_set(-INFINITY), sum = vec_zero();
     for (int32_t i = 0; i < n; i += VL) {
         vmask mask = vec_mask(n - i);
@@ -53,7 +53,8 @@ void ISA(cross_entropy)(const struct kernel_run *run, const struct tensor *w, co
         return;
     uint8_t *next = run->scratch, *end = next + run->scratch_bytes;
     float *rows = scratch_take(&next, end, (size_t)chunk * (size_t)in * sizeof(float));
-    float *logits = scratch_take(&next, end, (size_t)chunk * (size_t)w->out * sizeof(float));
+    const ptrdiff_t stride = head_row_stride(w->out);
+    float *logits = scratch_take(&next, end, (size_t)chunk * (size_t)stride * sizeof(float));
     struct kernel_run inner = *run;
     inner.scratch = next;
     inner.scratch_bytes = (size_t)(end - next);
@@ -62,7 +63,19 @@ void ISA(cross_entropy)(const struct kernel_run *run, const struct tensor *w, co
         for (int32_t i = 0; i < count; i++)
             memcpy(rows + (ptrdiff_t)i * in, x + (ptrdiff_t)label_row(labels, first + i) * in,
                    (size_t)in * sizeof(float));
-        ISA(linear_forward)(&inner, count, w, NULL, rows, logits, false);
+        struct gemm g = {.m = count,
+                         .n = w->out,
+                         .k = in,
+                         .a = rows,
+                         .a_row = in,
+                         .a_k = 1,
+                         .w = w,
+                         .transposed = true,
+                         .alpha = 1,
+                         .c = logits,
+                         .ldc = stride,
+                         .bf16 = use_bf16(run)};
+        ISA(gemm)(&inner, &g);
         struct job j = {.labels = labels,
                         .first = first,
                         .vocabulary = w->out,
@@ -72,7 +85,18 @@ void ISA(cross_entropy)(const struct kernel_run *run, const struct tensor *w, co
         pool_run(run->pool, count, loss_row, &j);
         if (!dx)
             continue;
-        ISA(linear_backward)(&inner, count, w, logits, rows, false);
+        g = (struct gemm){.m = count,
+                          .n = in,
+                          .k = w->out,
+                          .a = logits,
+                          .a_row = stride,
+                          .a_k = 1,
+                          .w = w,
+                          .alpha = 1,
+                          .c = rows,
+                          .ldc = in,
+                          .bf16 = use_bf16(run)};
+        ISA(gemm)(&inner, &g);
         for (int32_t i = 0; i < count; i++)
             memcpy(dx + (ptrdiff_t)label_row(labels, first + i) * in, rows + (ptrdiff_t)i * in,
                    (size_t)in * sizeof(float));

@@ -8,12 +8,20 @@
 
 /* Depth (k) of a packed panel: a deeper product is summed panel by panel, always at these multiples. */
 #define GEMM_DEPTH 2048
+/* Rows of B that the kernel asks for ahead of its use. */
+#define GEMM_AHEAD 8
 /* Columns of the result that one work item computes, and of weights packed at once. */
 #define GEMM_COLUMNS 64
 /* Columns of a row decoded at once while packing. */
 #define GEMM_TILE 256
 /* Query rows of one attention block; blocks start at the segment, so a row's sums do not depend on its batchmates. */
 #define ATTENTION_ROWS 48
+
+/* dk and dv of one head of a segment. */
+static inline size_t attention_head_floats(int32_t segment_rows, int32_t head_size)
+{
+    return ((size_t)2 * (size_t)segment_rows * (size_t)head_size + 15) & ~(size_t)15;
+}
 
 static inline float float_from_bits(uint32_t bits)
 {
@@ -69,6 +77,11 @@ static inline void *scratch_take(uint8_t **next, const uint8_t *end, size_t byte
 size_t gemm_thread_bytes(int32_t k);
 /* Label rows whose logits are held at once. */
 int32_t head_chunk_rows(int32_t label_rows, int32_t vocabulary);
+/* Floats between their rows: not a multiple of a page, or all rows would compete for the same lines of a cache. */
+static inline ptrdiff_t head_row_stride(int32_t vocabulary)
+{
+    return (ptrdiff_t)((vocabulary + 63) & ~63) + 16;
+}
 
 /* Shared by every table. */
 void clip_accumulate(size_t n, const float *g, const struct clip_params *params, int64_t *sum,
@@ -77,6 +90,7 @@ void clip_accumulate(size_t n, const float *g, const struct clip_params *params,
 extern const struct kernel_ops kernel_ops_scalar;
 extern const struct kernel_ops kernel_ops_avx2;
 extern const struct kernel_ops kernel_ops_avx512;
+extern const struct kernel_ops kernel_ops_avx512_vnni;
 extern const struct kernel_ops kernel_ops_avx512_bf16;
 
 #endif

@@ -1,17 +1,6 @@
 /* The products of a LoRA layer, each one call of gemm. */
 #include "kernels/cpu/simd.h"
 
-/* bfloat16 needs the instructions and is asked for by the run. */
-INLINE bool use_bf16(const struct kernel_run *run)
-{
-#ifdef __AVX512BF16__
-    return run->precision == KERNEL_BF16;
-#else
-    (void)run;
-    return false;
-#endif
-}
-
 void ISA(linear_forward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *bias,
                          const float *x, float *y, bool accumulate)
 {
@@ -122,24 +111,57 @@ void ISA(lora_down_backward)(const struct kernel_run *run, int32_t m, int32_t in
     ISA(gemm)(run, &g);
 }
 
+#define GRAD_ROWS 16
+
+struct grad_b {
+    int32_t tokens, out, r;
+    float s;
+    const float *dy, *h;
+    int32_t h_stride;
+    float *gb;
+};
+
+/* GEMM_NR outputs: (r, outputs) = hᵀ·dy reads dy once and in its order; turned over as it is added. */
+static void grad_b_item(void *ctx, int item, int thread)
+{
+    const struct grad_b *j = ctx;
+    const int32_t o0 = item * GEMM_NR, columns = j->out - o0 < GEMM_NR ? j->out - o0 : GEMM_NR;
+    float tile[GRAD_ROWS][GEMM_NR];
+    (void)thread;
+    for (int32_t r0 = 0; r0 < j->r; r0 += GRAD_ROWS) {
+        const int32_t rows = j->r - r0 < GRAD_ROWS ? j->r - r0 : GRAD_ROWS;
+        const struct gemm_panel p = {.m = rows,
+                                     .k = j->tokens,
+                                     .columns = columns,
+                                     .a = j->h + r0,
+                                     .a_row = 1,
+                                     .a_k = j->h_stride,
+                                     .b = j->dy + o0,
+                                     .ldb = j->out,
+                                     .alpha = j->s,
+                                     .c = tile[0],
+                                     .ldc = GEMM_NR};
+        ISA(gemm_panel)(&p);
+        for (int32_t o = 0; o < columns; o++)
+            for (int32_t r = 0; r < rows; r++)
+                j->gb[(ptrdiff_t)(o0 + o) * j->r + r0 + r] += tile[r][o];
+    }
+}
+
 void ISA(lora_grad_b)(const struct kernel_run *run, int32_t t0, int32_t t1, int32_t out, int32_t r, float s,
                       const float *dy, const float *h, int32_t h_stride, float *gb)
 {
     if (t1 <= t0)
         return;
-    struct gemm g = {.m = out,
-                     .n = r,
-                     .k = t1 - t0,
-                     .a = dy + (ptrdiff_t)t0 * out,
-                     .a_row = 1,
-                     .a_k = out,
-                     .b = h + (ptrdiff_t)t0 * h_stride,
-                     .ldb = h_stride,
-                     .alpha = s,
-                     .accumulate = true,
-                     .c = gb,
-                     .ldc = r};
-    ISA(gemm)(run, &g);
+    struct grad_b j = {.tokens = t1 - t0,
+                       .out = out,
+                       .r = r,
+                       .s = s,
+                       .dy = dy + (ptrdiff_t)t0 * out,
+                       .h = h + (ptrdiff_t)t0 * h_stride,
+                       .h_stride = h_stride,
+                       .gb = gb};
+    pool_run(run->pool, (out + GEMM_NR - 1) / GEMM_NR, grad_b_item, &j);
 }
 
 void ISA(lora_grad_a)(const struct kernel_run *run, int32_t t0, int32_t t1, int32_t in, int32_t r, const float *dh,

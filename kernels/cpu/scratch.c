@@ -17,11 +17,13 @@ size_t kernels_linear_scratch(int threads, int32_t m, int32_t out, int32_t in)
 {
     int32_t k = larger(out, in);
     size_t bf16 = align64((size_t)m * ((size_t)k + 2) * 2);
+    /* A decoded row a thread; or KERNEL_DECODE_ROWS rows of x in 8 bits, 80 bytes a run of 32. */
     size_t decode = (size_t)threads * align64((size_t)k * sizeof(float));
+    decode += KERNEL_DECODE_ROWS * ((size_t)k / 32 * 80 + 5 * 64);
     return (size_t)threads * gemm_thread_bytes(k) + bf16 + decode + 64;
 }
 
-/* Per thread: keys and values transposed, two blocks of scores, one row of decoding scores. */
+/* Per thread: keys and values transposed, two blocks of scores, one row of decoding scores; and dk, dv of each head. */
 size_t kernels_attention_scratch(int threads, const struct attention_shape *shape, int32_t segment_rows_max,
                                  int32_t decode_length_max)
 {
@@ -29,23 +31,29 @@ size_t kernels_attention_scratch(int threads, const struct attention_shape *shap
     size_t packed = align64(rows * ((size_t)shape->head_size + 16) * sizeof(float));
     size_t scores = align64((size_t)ATTENTION_ROWS * rows * sizeof(float));
     size_t decode = align64(((size_t)decode_length_max + 64) * sizeof(float));
-    return (size_t)threads * (2 * packed + 2 * scores + decode + 256) + 64;
+    size_t sums = (size_t)larger(shape->heads, threads) * attention_head_floats(segment_rows_max, shape->head_size);
+    return (size_t)threads * (2 * packed + 2 * scores + decode + 256) + align64(sums * sizeof(float)) + 64;
 }
+
+/* Each chunk decodes all of the head's weights, twice: many rows, but logits of no more than 64 MB. */
+#define HEAD_LOGITS_MAX 16777216
+#define HEAD_ROWS_MAX 256
+#define HEAD_ROWS_MIN 8
 
 int32_t head_chunk_rows(int32_t label_rows, int32_t vocabulary)
 {
-    int32_t chunk = 8388608 / vocabulary;
-    chunk = chunk < 8 ? 8 : chunk > 96 ? 96 : chunk;
+    int32_t chunk = HEAD_LOGITS_MAX / vocabulary;
+    chunk = chunk < HEAD_ROWS_MIN ? HEAD_ROWS_MIN : chunk > HEAD_ROWS_MAX ? HEAD_ROWS_MAX : chunk;
     return label_rows < chunk ? label_rows : chunk;
 }
 
 size_t kernels_head_scratch(int threads, int32_t label_rows, int32_t vocabulary, int32_t in)
 {
     /* Not monotonic in the vocabulary by itself: a larger one means fewer rows; so take the largest product. */
-    size_t chunk = (size_t)(label_rows < 96 ? label_rows : 96), logits = chunk * (size_t)vocabulary;
-    size_t cap = (size_t)8388608 > (size_t)8 * (size_t)vocabulary ? 8388608 : (size_t)8 * (size_t)vocabulary;
-    if (logits > cap)
-        logits = cap;
+    const size_t chunk = (size_t)(label_rows < HEAD_ROWS_MAX ? label_rows : HEAD_ROWS_MAX);
+    const size_t stride = (size_t)head_row_stride(vocabulary), least = HEAD_ROWS_MIN * stride;
+    const size_t most = (size_t)HEAD_LOGITS_MAX + (size_t)HEAD_ROWS_MAX * 80, cap = most > least ? most : least;
+    const size_t logits = chunk * stride < cap ? chunk * stride : cap;
     size_t rows = align64(chunk * (size_t)in * sizeof(float));
     return rows + align64(logits * sizeof(float)) + 64 +
            kernels_linear_scratch(threads, (int32_t)chunk, in, in) + /* packing the forward product */

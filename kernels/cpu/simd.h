@@ -250,6 +250,17 @@ struct gemm {
     bool bf16;
 };
 
+/* bfloat16 needs the instructions and is asked for by the run. */
+INLINE bool use_bf16(const struct kernel_run *run)
+{
+#ifdef __AVX512BF16__
+    return run->precision == KERNEL_BF16;
+#else
+    (void)run;
+    return false;
+#endif
+}
+
 void ISA(gemm)(const struct kernel_run *run, const struct gemm *g);
 
 /* One thread, one panel: C (m, columns ≤ GEMM_NR) (+)= alpha·A·B with B at b, rows ldb apart, and bias if not NULL. */

@@ -3,6 +3,9 @@
 #if defined(__AVX512BF16__)
 #define NAME "avx512-bf16"
 #define LEVEL KERNEL_AVX512_BF16
+#elif defined(__AVX512VNNI__)
+#define NAME "avx512-vnni"
+#define LEVEL KERNEL_AVX512_VNNI
 #elif defined(__AVX512F__)
 #define NAME "avx512"
 #define LEVEL KERNEL_AVX512

@@ -216,6 +216,8 @@ static int read_record(struct loading *l, const json_t *root)
     int rc = chat_encode(l->o.tokenizer, &l->o.chat, l->messages, count, &l->one, l->err);
     if (rc == ERR_RESOURCES)
         return count_fault(l, DATASET_TOO_LONG);
+    if (rc == ERR_CONFIG) /* the chat format was checked before: the messages do not follow each other as it asks */
+        return count_fault(l, DATASET_BAD_MESSAGES);
     if (rc < 0)
         return rc;
     if (l->o.privacy_unit && (unit = read_unit(l, root)) == -1)

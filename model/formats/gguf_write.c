@@ -74,6 +74,18 @@ void gguf_writer_i32s(struct gguf_writer *w, const char *key, const int32_t *val
         buffer_u32(&w->pairs, (uint32_t)values[i]);
 }
 
+void gguf_writer_f32s(struct gguf_writer *w, const char *key, const float *values, size_t count)
+{
+    put_key(w, key, GGUF_ARRAY);
+    buffer_u32(&w->pairs, GGUF_F32);
+    buffer_u64(&w->pairs, count);
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, &values[i], sizeof bits);
+        buffer_u32(&w->pairs, bits);
+    }
+}
+
 void gguf_writer_tensor(struct gguf_writer *w, const char *name, enum tensor_type type, uint32_t dim_count,
                         const uint64_t *dims, struct span data)
 {

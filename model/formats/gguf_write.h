@@ -34,6 +34,7 @@ void gguf_writer_bool(struct gguf_writer *w, const char *key, bool value);
 void gguf_writer_string(struct gguf_writer *w, const char *key, struct span text);
 void gguf_writer_strings(struct gguf_writer *w, const char *key, const struct span *texts, size_t count);
 void gguf_writer_i32s(struct gguf_writer *w, const char *key, const int32_t *values, size_t count);
+void gguf_writer_f32s(struct gguf_writer *w, const char *key, const float *values, size_t count);
 /* dims[0] is contiguous. data is not checked against the shape: the tests write broken files with it. */
 void gguf_writer_tensor(struct gguf_writer *w, const char *name, enum tensor_type type, uint32_t dim_count,
                         const uint64_t *dims, struct span data);

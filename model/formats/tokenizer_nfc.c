@@ -97,7 +97,7 @@ int tokenizer_compose(struct span text, struct buffer *out, struct error *err)
     int rc = 0;
     buffer_clear(out);
     for (size_t at = 0; rc == 0 && at < text.len;) {
-        uint32_t c;
+        uint32_t c = 0;
         const int len = utf8_char(text.ptr + at, text.len - at, &c);
         if (len <= 0 || c < FIRST_COMBINING)
             flush(&s, out);

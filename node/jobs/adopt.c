@@ -25,18 +25,11 @@ static int build_served(struct federation *f, const struct version *v, struct se
     served = calloc(1, sizeof *served);
     if (!served)
         return error_set(err, ERR_RESOURCES, "out of memory");
-    if ((rc = adapter_config_build(&config, &f->site->model.config, &served->lora, err)) < 0) {
+    if ((rc = adapter_config_load(&config, &f->site->model.config, v->params, v->words, &served->lora, err)) < 0) {
         free(served);
-        return rc;
+        return error_prefix(err, "job %s version %u", v->statement.job, v->statement.round);
     }
     served->references = 1;
-    if (served->lora.trained_count != v->words) {
-        rc = error_set(err, ERR_INTEGRITY, "adapter %s version %u has %zu parameters, its configuration needs %zu",
-                       v->statement.job, v->statement.round, v->words, served->lora.trained_count);
-        served_adapter_drop(served);
-        return rc;
-    }
-    memcpy(served->lora.trained, v->params, v->words * sizeof *v->params);
     memcpy(served->job, v->statement.job, sizeof served->job);
     served->version = v->statement.round;
     hex_encode(v->adapter_sha256, HASH_SIZE, served->sha256);
@@ -222,7 +215,7 @@ static int fetch_version(struct federation *f, const struct secagg_info *info, c
     int rc;
 
     buffer_init(&reply, COSIGN_PROOF_MAX + 256);
-    buffer_init(&state, (size_t)info->words * 2 * sizeof(float));
+    buffer_init(&state, (size_t)info->state_words * 2 * sizeof(float));
     if ((rc = fetch_proof(f, info->job, version, &reply, &proof, sha256, err)) < 0 ||
         (rc = cosign_verify(proof, &f->vault->roster, now_s(f), (uint32_t)config_int(f->config, "policy.min_colluders"),
                             &statement, err)) < 0 ||
@@ -230,13 +223,13 @@ static int fetch_version(struct federation *f, const struct secagg_info *info, c
         goto out;
     if ((rc = transfer_download(&channel, "state", sha256, &state, &options, err)) < 0)
         goto out;
-    if (state.len != (size_t)info->words * 2 * sizeof(float)) {
+    if (state.len != (size_t)info->state_words * 2 * sizeof(float)) {
         rc = error_set(err, ERR_INTEGRITY, "job %s: the model state has %zu bytes, expected %zu", info->job, state.len,
-                       (size_t)info->words * 2 * sizeof(float));
+                       (size_t)info->state_words * 2 * sizeof(float));
         goto out;
     }
     if ((rc = version_from_state(&v, &info->plan, &statement, (const float *)(const void *)state.data,
-                                 (size_t)info->words, err)) == 0 &&
+                                 (size_t)info->state_words, err)) == 0 &&
         (rc = version_store(&v, f->vault, proof, err)) == 0) {
         journal_event(f->journal, "caught_up",
                       json_pack("{s:s,s:i}", "job", info->job, "version", (int)statement.round));

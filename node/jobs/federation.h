@@ -48,7 +48,8 @@ struct attempt {
     uint64_t reservation;         /* ledger sequence, 0 without DP */
     bool released;                /* the reservation has ended */
     bool masked;                  /* the vector was uploaded and acknowledged */
-    uint32_t *ring;               /* (words) owned: the quantised update, then the masked vector */
+    uint32_t *ring;               /* (ring_words) owned: the quantised update, then the masked vector */
+    size_t ring_words;
     int64_t opened_ms;
     struct rpc_counters before;
 };

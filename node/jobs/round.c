@@ -43,7 +43,7 @@ void round_drop(struct federation *f, const char *reason)
         log_error(&f->log, "privacy ledger: %s", err.message);
     secagg_client_free(a->client);
     if (a->ring) {
-        explicit_bzero(a->ring, f->job.lora.trained_count * sizeof *a->ring);
+        explicit_bzero(a->ring, a->ring_words * sizeof *a->ring);
         free(a->ring);
     }
     *a = (struct attempt){0};
@@ -71,6 +71,7 @@ static int make_trainer(struct federation *f, struct job_runtime *job, struct er
                                       .example_tokens_max = (int32_t)job->plan.train.max_len,
                                       .optimizer = job->local.optimizer,
                                       .decay = job->local.decay,
+                                      .alternating = job->adapter.alternating,
                                       .plan = job->local.dp};
 
     int rc = trainer_new(&options, &f->site->model, &job->lora, job->data, &job->trainer, err);
@@ -93,14 +94,14 @@ static int load_version(struct federation *f, struct job_runtime *job, struct er
             return 0;
         log_warn(&f->log, "%s; the version is fetched again", err ? err->message : "");
     }
-    return version_first(&job->version, &job->plan, job->lora.trained_count, err);
+    return version_first(&job->version, &job->plan, adapter_config_words(&job->adapter, &job->lora), err);
 }
 
 /* Everything of a job that lasts over its rounds. */
 static int prepare_job(struct federation *f, const struct job_plan *plan, struct error *err)
 {
     struct job_runtime job = {.plan = *plan};
-    uint64_t declared = 0;
+    uint64_t declared = 0, vector;
     int rc;
 
     if (f->job.present && memcmp(f->job.plan.hash, plan->hash, HASH_SIZE) == 0)
@@ -109,16 +110,21 @@ static int prepare_job(struct federation *f, const struct job_plan *plan, struct
         job_runtime_release(&f->job);
     if ((rc = adapter_config_parse(span_of(plan->lora, plan->lora_len), &job.adapter, err)) < 0)
         return rc;
-    if (job.adapter.lora.mode != LORA_FFA)
-        return error_set(err, ERR_POLICY, "job %s trains A and B together: averaging them is not averaging the update",
-                         plan->job);
     if ((rc = adapter_config_build(&job.adapter, &f->site->model.config, &job.lora, err)) < 0 ||
-        (rc = local_plan_make(&job.local, plan, 1, job.lora.trained_count, err)) < 0 ||
+        (rc = adapter_config_check_plan(&job.adapter, &job.lora, plan->split_words, err)) < 0) {
+        job_runtime_release(&job);
+        return error_prefix(err, "job %s", plan->job);
+    }
+    /* One number for the whole job, since the ledger holds its plan to the letter: the longer factor's where they
+     * alternate. It bounds the rounding loss of every round; clipping itself takes the round's own length, and neither
+     * sensitivity nor noise depends on it. */
+    vector = job_plan_vector_max(plan, adapter_config_words(&job.adapter, &job.lora));
+    if ((rc = local_plan_make(&job.local, plan, 1, vector, err)) < 0 ||
         (rc = account_load(f->config, f->site, job.local.system_message, (int32_t)plan->train.max_len,
                            identity_sign_key(f->vault->key), &job.data, job.commitment, err)) < 0 ||
         (rc = account_declared(f->config, f->store, job.data, &declared, err)) < 0 ||
-        (rc = local_plan_make(&job.local, plan, declared, job.lora.trained_count, err)) < 0 ||
-        (rc = make_trainer(f, &job, err)) < 0 || (rc = load_version(f, &job, err)) < 0) {
+        (rc = local_plan_make(&job.local, plan, declared, vector, err)) < 0 || (rc = make_trainer(f, &job, err)) < 0 ||
+        (rc = load_version(f, &job, err)) < 0) {
         job_runtime_release(&job);
         return rc;
     }
@@ -192,7 +198,7 @@ static int start_client(struct federation *f, const struct secagg_info *info, st
                                           .policy = policy_secagg(f->config),
                                           .plan_hash = f->job.plan.hash,
                                           .model_hash = f->job.version.model_hash,
-                                          .words = f->job.lora.trained_count,
+                                          .words = adapter_config_words(&f->job.adapter, &f->job.lora),
                                           .log = site_store_log(f->store),
                                           .witness = site_store_witness(f->store),
                                           .rng = f->rng,
@@ -244,23 +250,36 @@ static bool report_progress(void *ctx, uint32_t step, uint32_t steps, uint32_t d
 static int train_and_quantise(struct federation *f, const struct secagg_info *info, struct error *err)
 {
     struct trainer_progress progress = {report_progress, f};
-    size_t words = f->job.lora.trained_count;
     int64_t started = clock_monotonic_ms(f->clock);
-    float *trained = f->job.lora.trained;
+    struct lora *lora = &f->job.lora;
+    float *before;
     int rc;
 
-    memcpy(trained, f->job.version.params, words * sizeof *trained);
-    if ((rc = trainer_round(f->job.trainer, &f->job.lora, (uint64_t)(info->round - 1) * info->plan.train.local_steps,
-                            f->rng, &progress, err)) < 0)
+    adapter_config_turn(&f->job.adapter, info->offset, lora);
+    if (lora->trained_count != info->words)
+        return error_set(err, ERR_BUG, "the round sends %llu values, %zu are trained", (unsigned long long)info->words,
+                         lora->trained_count);
+    if ((rc = adapter_config_apply(&f->job.adapter, f->job.version.params, f->job.version.words, lora, err)) < 0)
         return rc;
-    for (size_t i = 0; i < words; i++)
-        trained[i] -= f->job.version.params[i];
-    f->attempt.ring = malloc(words * sizeof *f->attempt.ring);
-    if (!f->attempt.ring)
+    before = malloc(lora->trained_count * sizeof *before);
+    f->attempt.ring = malloc(lora->trained_count * sizeof *f->attempt.ring);
+    f->attempt.ring_words = f->attempt.ring ? lora->trained_count : 0;
+    if (!before || !f->attempt.ring) {
+        free(before);
         return error_set(err, ERR_RESOURCES, "out of memory for the update");
-    rc = quantise_update(trained, words, info->plan.aggregation.update_clip, info->plan.aggregation.grid_bits,
-                         info->clamp, f->rng, f->attempt.ring, NULL, err);
-    explicit_bzero(trained, words * sizeof *trained);
+    }
+    memcpy(before, lora->trained, lora->trained_count * sizeof *before);
+    if ((rc = trainer_round(f->job.trainer, lora, (uint64_t)(info->round - 1) * info->plan.train.local_steps, f->rng,
+                            &progress, err)) == 0) {
+        for (size_t i = 0; i < lora->trained_count; i++)
+            lora->trained[i] -= before[i];
+        rc = quantise_update(lora->trained, lora->trained_count, info->plan.aggregation.update_clip,
+                             info->plan.aggregation.grid_bits, info->clamp, f->rng, f->attempt.ring, NULL, err);
+    }
+    explicit_bzero(lora->trained, lora->trained_count * sizeof *lora->trained);
+    free(before);
+    if (rc < 0)
+        return rc;
     journal_event(f->journal, "trained",
                   json_pack("{s:s,s:i,s:f}", "job", info->job, "round", (int)info->round, "seconds",
                             (double)(clock_monotonic_ms(f->clock) - started) / 1000));

@@ -8,7 +8,8 @@
  *
  * File (state/adapters/<job>/<round>.adapter), canonical encoding: 20 bytes "consilium adapter 1\n" · bytes LoRA text ·
  * bytes training options · base hash [32] · statement (cosign.h's fields) · bytes proof (empty if recomputed here) ·
- * u64 words · params · momentum (float32, little-endian) · signature [64] over all before it.
+ * u64 words · params · momentum (float32, little-endian) · signature [64] over all before it. What the words are, the
+ * LoRA text's mode says (node/train/adapter_config.h); a program that does not know the mode refuses the text.
  */
 #ifndef NODE_JOBS_VERSION_H
 #define NODE_JOBS_VERSION_H

@@ -109,7 +109,8 @@ int adapter_config_parse(struct span text, struct adapter_config *ret_config, st
             ok = config.lora.scaling == LORA_SCALE_RANK || strcmp(value, "sqrt-rank") == 0;
             break;
         case 5:
-            config.lora.mode = strcmp(value, "ffa") == 0 ? LORA_FFA : LORA_JOINT;
+            config.alternating = strcmp(value, "alternating") == 0;
+            config.lora.mode = config.alternating || strcmp(value, "ffa") == 0 ? LORA_FFA : LORA_JOINT;
             ok = config.lora.mode == LORA_FFA || strcmp(value, "joint") == 0;
             break;
         default:
@@ -155,4 +156,76 @@ int adapter_config_build(const struct adapter_config *config, const struct model
         return rc;
     lora_fill_a(ret_lora, stream_of_tensor, &streams);
     return 0;
+}
+
+size_t adapter_config_words(const struct adapter_config *config, const struct lora *lora)
+{
+    return config->alternating ? lora->trained_count + lora->frozen_count : lora->trained_count;
+}
+
+size_t adapter_config_split(const struct adapter_config *config, const struct lora *lora)
+{
+    if (!config->alternating)
+        return 0;
+    return lora->config.mode == LORA_FFA ? lora->frozen_count : lora->trained_count;
+}
+
+int adapter_config_check_plan(const struct adapter_config *config, const struct lora *lora, uint64_t split_words,
+                              struct error *err)
+{
+    const size_t split = adapter_config_split(config, lora);
+
+    if (lora->config.mode == LORA_JOINT)
+        return error_set(err, ERR_POLICY,
+                         "the plan trains A and B together: averaging the two is not averaging their product, the "
+                         "update (ffa and alternating train one at a time)");
+    if (split != split_words)
+        return error_set(err, ERR_POLICY,
+                         "the plan cuts the adapter after %llu values, its LoRA configuration after %zu",
+                         (unsigned long long)split_words, split);
+    return 0;
+}
+
+int adapter_config_apply(const struct adapter_config *config, const float *state, size_t words, struct lora *lora,
+                         struct error *err)
+{
+    struct seed_streams streams = {.seed = config->seed};
+    const size_t expected = adapter_config_words(config, lora), split = adapter_config_split(config, lora);
+    const bool train_a = lora->config.mode == LORA_FFB;
+    float *a = train_a ? lora->trained : lora->frozen, *b = train_a ? lora->frozen : lora->trained;
+
+    if (lora->config.mode == LORA_JOINT)
+        return error_set(err, ERR_INTEGRITY, "an adapter of a federation has its factors trained together");
+    if (words != expected)
+        return error_set(err, ERR_INTEGRITY, "the adapter has %zu parameters, its LoRA configuration needs %zu", words,
+                         expected);
+    lora_fill_a(lora, stream_of_tensor, &streams);
+    for (size_t i = 0; i < split; i++)
+        a[i] += state[i];
+    memcpy(b, state + split, (words - split) * sizeof *b);
+    return 0;
+}
+
+int adapter_config_load(const struct adapter_config *config, const struct model_config *model, const float *state,
+                        size_t words, struct lora *ret_lora, struct error *err)
+{
+    struct lora lora;
+    int rc = lora_init(&lora, &config->lora, model, err);
+
+    if (rc < 0)
+        return rc;
+    if ((rc = adapter_config_apply(config, state, words, &lora, err)) < 0) {
+        lora_release(&lora);
+        return rc;
+    }
+    *ret_lora = lora;
+    return 0;
+}
+
+void adapter_config_turn(const struct adapter_config *config, uint64_t segment_offset, struct lora *lora)
+{
+    const enum lora_mode wanted = segment_offset == 0 ? LORA_FFB : LORA_FFA;
+
+    if (config->alternating && lora->config.mode != wanted)
+        lora_exchange(lora);
 }

@@ -10,7 +10,8 @@
 struct trainer {
     struct trainer_options options;
     const struct dataset *data;
-    size_t count; /* trained floats */
+    size_t capacity; /* trained floats at most: of the longer factor where they alternate */
+    size_t count;    /* trained floats of this round */
     struct backend *be;
     struct placed_model *placed;
     struct lora lora; /* on the backend */
@@ -19,8 +20,8 @@ struct trainer {
     struct optimizer optimizer;
     bool noise_begun; /* on the device, and not added yet */
     uint32_t *sample; /* (units) indices */
-    int64_t *sum;     /* dev (count) grid units */
-    float *gradient;  /* dev (count) */
+    int64_t *sum;     /* dev (capacity) grid units */
+    float *gradient;  /* dev (capacity) */
 };
 
 static bool private_mode(const struct trainer *t)
@@ -56,6 +57,7 @@ static int fit_train(struct trainer *t, const struct model *model, const struct 
                                     .examples_max = EXAMPLES_PER_MICRO_BATCH,
                                     .example_tokens_max = o->example_tokens_max,
                                     .per_example = o->plan.mode != DP_NONE || o->plan.clip > 0,
+                                    .alternating = o->alternating,
                                     .noise = o->plan.mode != DP_NONE,
                                     .checkpoint_level = t->be->host_memory ? 0 : TRAIN_LEVEL_AUTO};
     for (;;) {
@@ -85,13 +87,13 @@ static int allocate(struct trainer *t, const struct model *model, const struct l
         return error_set(err, ERR_RESOURCES, "out of memory for a sample of %zu records", units);
     if ((rc = placed_model_new(t->be, model, lora->config.rank, &t->placed, err)) < 0 ||
         (rc = lora_place(&t->lora, lora, t->be, err)) < 0 ||
-        (rc = t->be->ops->alloc(t->be, t->count * sizeof *t->sum, &sum, err)) < 0)
+        (rc = t->be->ops->alloc(t->be, t->capacity * sizeof *t->sum, &sum, err)) < 0)
         return rc;
     t->sum = sum;
-    if ((rc = t->be->ops->alloc(t->be, t->count * sizeof *t->gradient, &gradient, err)) < 0)
+    if ((rc = t->be->ops->alloc(t->be, t->capacity * sizeof *t->gradient, &gradient, err)) < 0)
         return rc;
     t->gradient = gradient;
-    if ((rc = optimizer_init(&t->optimizer, &t->options.optimizer, t->be, t->count, err)) < 0)
+    if ((rc = optimizer_init(&t->optimizer, &t->options.optimizer, t->be, t->capacity, err)) < 0)
         return rc;
     return fit_train(t, model, lora, err);
 }
@@ -101,7 +103,7 @@ static int check_device_noise(struct trainer *t, struct error *err)
 {
     enum { CHECKED = 1000 };
     struct noise_source known = {.key = {0x63, 0x68, 0x65, 0x63, 0x6b}};
-    const size_t n = t->count < CHECKED ? t->count : CHECKED;
+    const size_t n = t->capacity < CHECKED ? t->capacity : CHECKED;
     int64_t drawn[CHECKED], wanted[CHECKED] = {0};
     int rc;
 
@@ -132,7 +134,9 @@ int trainer_new(const struct trainer_options *options, const struct model *model
         return error_set(err, ERR_RESOURCES, "out of memory for the trainer");
     t->options = *options;
     t->data = data;
-    t->count = lora->trained_count;
+    t->capacity = lora->trained_count;
+    if (options->alternating && lora->frozen_count > t->capacity)
+        t->capacity = lora->frozen_count;
     t->be = options->backend;
     if ((rc = allocate(t, model, lora, err)) < 0 || (rc = check_device_noise(t, err)) < 0) {
         trainer_free(t);
@@ -243,7 +247,10 @@ int trainer_round(struct trainer *t, struct lora *lora, uint64_t first_step, con
     struct rng sampling;
     int rc = 0;
 
-    assert(lora->trained_count == t->count);
+    if (t->options.alternating && lora->config.mode != t->lora.config.mode)
+        lora_exchange(&t->lora);
+    assert(lora->config.mode == t->lora.config.mode && lora->trained_count == t->lora.trained_count);
+    t->count = lora->trained_count;
     random_stream_seeded(&sampling_stream, rng, "sampling");
     sampling = random_stream_rng(&sampling_stream);
     if (private_mode(t) && (rc = noise_source_self_test(rng, err)) == 0)
@@ -255,7 +262,7 @@ int trainer_round(struct trainer *t, struct lora *lora, uint64_t first_step, con
     } else {
         lora_upload(&t->lora, lora);
     }
-    optimizer_reset(&t->optimizer);
+    optimizer_reset(&t->optimizer, t->count);
     for (uint32_t step = 0; rc == 0 && step < t->options.plan.steps_per_round; step++) {
         t->optimizer.config.lr = decayed_rate(t, first_step + step);
         rc = one_step(t, &sampling, &noise, step, progress, err);

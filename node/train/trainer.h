@@ -29,7 +29,8 @@ struct trainer_options {
     int32_t tokens_max;      /* rows of a micro-batch; fewer are taken where the device's memory does not allow them */
     int32_t example_tokens_max; /* longest example of the data set */
     struct optimizer_config optimizer;
-    double decay; /* [0, 1]: the learning rate of step s of all T is lr·(1 − decay·s/T) */
+    double decay;     /* [0, 1]: the learning rate of step s of all T is lr·(1 − decay·s/T) */
+    bool alternating; /* trainer_round takes lora with either of its factors trained (lora_exchange) */
     /* DP_RECORD: everything is used. DP_NONE: q, units, steps_per_round; clip, if > 0, clips without noise. */
     struct dp_plan plan;
 };
@@ -52,8 +53,9 @@ struct trainer_progress {
 int32_t trainer_tokens_max(const struct trainer *t); /* the micro-batch that fitted */
 int trainer_level(const struct trainer *t);          /* and its checkpoint level (model/train.h) */
 
-/* Trains lora->trained in place from its present values; the optimizer starts anew. first_step: steps of the job done
- * in earlier rounds. rng: the system source in production (sampling and noise streams are seeded from it). progress may
+/* Trains lora->trained in place from its present values; the optimizer starts anew. lora has the shape that trainer_new
+ * was given (asserted), with its factors exchanged or not if options.alternating. first_step: steps of the job done in
+ * earlier rounds. rng: the system source in production (sampling and noise streams are seeded from it). progress may
  * be NULL. */
 int MUST_USE trainer_round(struct trainer *t, struct lora *lora, uint64_t first_step, const struct rng *rng,
                            const struct trainer_progress *progress, struct error *err);

@@ -39,7 +39,8 @@ static int plan_of(const char *lines, struct job_plan *plan, uint64_t *words, st
     return rc;
 }
 
-static void count(bool fused)
+/* Once as a model with gate and up apart, once as one that has them in one matrix. */
+static void check_counts(bool fused)
 {
     static const char *const loras[] = {
         "lora: {targets: [q, v]}\n",
@@ -48,17 +49,21 @@ static void count(bool fused)
         "lora: {targets: [down, o], rank: 1, layer_first: 2}\n",
         "lora: {targets: [k], layer_first: 4, layer_last: 4, alpha: 0.5}\n",
         "lora: {targets: [up, gate], layer_first: 1, layer_last: 3, rank: 16}\n",
+        "lora: {targets: [q, v], mode: alternating}\n",
+        "lora: {targets: [q, k, v, o, gate, up, down], rank: 7, mode: alternating}\n",
+        "lora: {targets: [down, o], layer_first: 2, mode: alternating}\n",
+        "lora: {targets: [up, gate, down], layer_last: 3, rank: 5, mode: alternating}\n",
     };
     /* The same shapes as the card's. */
     const struct model_config model = {.vocabulary = 100,
-                                       .fused_gate_up = fused,
                                        .d_model = 48,
                                        .layer_count = 5,
                                        .head_count = 6,
                                        .kv_head_count = 2,
                                        .head_size = 8,
                                        .d_ff = 80,
-                                       .context_length = 64};
+                                       .context_length = 64,
+                                       .fused_gate_up = fused};
     for (size_t i = 0; i < ARRAY_LEN(loras); i++) {
         struct job_plan plan;
         struct adapter_config adapter;
@@ -69,23 +74,25 @@ static void count(bool fused)
             adapter_config_parse(span_of(plan.lora, plan.lora_len), &adapter, &err) < 0 ||
             adapter_config_build(&adapter, &model, &lora, &err) < 0)
             fail_msg("%s: %s", loras[i], err.message);
-        assert_int_equal(words, lora.trained_count);
-        assert_true(words > 0);
+        assert_int_equal(words, adapter_config_words(&adapter, &lora));
+        assert_int_equal(plan.split_words, adapter_config_split(&adapter, &lora));
+        assert_int_equal(plan.split_words > 0, strstr(loras[i], "alternating") != NULL);
+        assert_true(words > plan.split_words);
         lora_release(&lora);
     }
 }
 
 static void parameters_are_counted_as_the_model_does(void **state)
 {
-    char fused[1024];
+    char fused[sizeof card + 32];
     struct job_plan plan;
     struct error err = {0};
     uint64_t words = 0;
     (void)state;
-    count(false);
+    check_counts(false);
     snprintf(fused, sizeof fused, "%.*s, \"fused_gate_up\": true}", (int)strlen(card) - 1, card);
     fixture_write(&f, "card.json", span_str(fused));
-    count(true);
+    check_counts(true);
     assert_int_equal(plan_of("lora: {targets: [gate]}\n", &plan, &words, &err), ERR_CONFIG);
     assert_non_null(strstr(err.message, "gate and up as one matrix"));
 }

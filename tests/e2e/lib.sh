@@ -156,14 +156,14 @@ new_roster() {
 
 enrol_all() { local site; for site in "${sites[@]}"; do enrol_site "$site" >/dev/null; done; }
 
-# write_job NAME ROUNDS [DP LINE]: every linear of both layers, so that the vector takes several chunks
+# write_job NAME ROUNDS [DP LINE]: every linear of both layers, so that the vector takes several chunks. lora_mode: ffa
 write_job() {
     [ -f "$work/model.json" ] || "$bin/consilium-node" model describe "$work/tiny.gguf" >"$work/model.json"
     cat >"$work/$1.yaml" <<YAML
 version: 1
 job: $1
 model: {card: model.json}
-lora: {targets: [q, k, v, o, gate, up, down], rank: 4}
+lora: {targets: [q, k, v, o, gate, up, down], rank: 4, mode: ${lora_mode:-ffa}}
 rounds: {count: $2, min_sites: 3, train_deadline: 40s, stage_deadline: ${stage_deadline:-15s}}
 train: {steps: 2, batch: 8, learning_rate: 0.5, optimizer: sgd, max_tokens: 128, system: none}
 aggregation: {optimizer: fedavgm, momentum: 0.5, grid_bits: 16}

@@ -337,11 +337,13 @@ static void put_number(struct gguf_writer *w, const struct change *c, const char
 
 static void put_matrix(struct gguf_writer *w, const struct change *c, const char *name, uint64_t in, uint64_t out)
 {
-    static uint8_t data[1 << 16];
+    static float data[1 << 14];
     const bool here = c->tensor && strcmp(c->tensor, name) == 0;
     in = here ? c->in : in;
     out = here ? c->out : out;
     assert_true(in * out * 4 <= sizeof data);
+    for (size_t i = 0; i < ARRAY_LEN(data); i++)
+        data[i] = 1;
     gguf_writer_tensor(w, name, TENSOR_F32, out > 1 ? 2 : 1, (uint64_t[]){in, out}, span_of(data, in * out * 4));
 }
 

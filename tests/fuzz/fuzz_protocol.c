@@ -126,9 +126,9 @@ static int result(struct sim *s, struct buffer *b)
                                   .next_momentum = next[1]};
     struct secagg_result_out out;
     struct model_basis basis = job_plan_basis(&s->plan, s->frozen_hash);
-    int rc =
-        next_model_from_sum(&s->plan.aggregation.optimizer, in.previous, in.sum, secagg_server_survivors(s->server),
-                            s->plan.aggregation.grid_bits, next[0], next[1], &s->err);
+    int rc = next_model_from_sum(&s->plan.aggregation.optimizer, in.previous, sim_segment(s), in.sum,
+                                 secagg_server_survivors(s->server), s->plan.aggregation.grid_bits, next[0], next[1],
+                                 &s->err);
 
     if (rc < 0)
         return rc;
@@ -367,7 +367,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct job_plan plan = {0};
     edit(&b, span_of(s.signed_plan.data, s.signed_plan.len - SIGN_PUBLIC_SIZE - SIGN_SIZE), data, size);
     struct span body = buffer_span(&b);
-    sign_parts(&s.author, "consilium/plan/v1", &body, 1, signature);
+    sign_parts(&s.author, "consilium/plan/v2", &body, 1, signature);
     buffer_append(&b, s.author.public_key, SIGN_PUBLIC_SIZE);
     buffer_append(&b, signature, SIGN_SIZE);
     bool opened = job_plan_open(&plan, buffer_span(&b), &s.roster, &s.err) == 0;

@@ -80,7 +80,7 @@ def gguf_seeds():
     every = [pair(f"k{kind}", kind, bytes(size)) for kind, size in enumerate([1, 1, 2, 2, 4, 4, 4, 1])]
     every += [string("k8", "x"), pair("k9", 9, struct.pack("<IQ", 7, 2) + b"\0\1"), pair("k10", 10, bytes(8)),
               pair("k11", 11, bytes(8)), pair("k12", 12, bytes(8))]
-    seeds = {"gguf/model": model(llama(16, 8) + tokenizer(), 16, 8, [F32] * 8),
+    seeds = {"gguf/model": model(llama(16, 1) + tokenizer(), 16, 1, [F16] * 8),
              "gguf/quantised": model(llama(32, 32, rope), 32, 32, [Q8_0, Q4_0, Q4_1, F16, BF16, Q8_0, Q5_0, Q5_1]),
              "gguf/every-type-of-value": gguf(every, []), "gguf/four-dimensions": gguf([], [("t", F16, [3, 2, 1, 2])])}
     for kind in (Q2_K, Q4_K, Q6_K):
@@ -144,7 +144,7 @@ def adapter_seeds():
     pairs = [string("general.type", "adapter"), string("general.architecture", "llama"),
              string("adapter.type", "lora"), pair("adapter.lora.alpha", 6, struct.pack("<f", 2))]
     both = [("blk.0.attn_q.weight.lora_a", F16, [32, 1]), ("blk.0.attn_q.weight.lora_b", F32, [1, 32])]
-    options = dict(use_rslora=True, bias="none", lora_dropout=0.1, use_dora=False, rank_pattern={}, modules_to_save=None)
+    options = dict(use_rslora=True, bias="none", lora_dropout=0.1, use_dora=False, rank_pattern={})
     return {"adapter/peft": peft("F32"), "adapter/peft-options": peft("BF16", **options),
             "adapter/gguf": bytes(2) + gguf(pairs, both)}
 
@@ -214,9 +214,47 @@ def dataset_seeds():
             "dataset/faults": b"\xef\xbb\xbf" + (good + bad).encode() + b"\xff\r\n"}
 
 
+PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBERS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+           r"|\s+(?!\S)|\s+")
+
+
+def tokenizer_seeds():
+    """A small tokenizer.json of each kind, behind the length and the text of a tokenizer_config.json."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    split = lambda numbers: {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": PATTERN.replace("NUMBERS", numbers)}, "behavior": "Isolated", "invert": False},
+        byte_level]}
+    smollm = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level | {"use_regex": True}]}
+    ascii_ = [chr(c) for c in range(33, 127)] + ["Ġ", "Ċ", "Ã", "Ì", "ģ"]
+    merges = [["a", "b"], ["Ġ", "t"], ["Ġt", "ab"]]
+
+    def whole(control, user, pre, normalizer=None, vocab=None, merges=merges, **model):
+        vocab = {t: i for i, t in enumerate(vocab or ascii_ + ["".join(m) for m in merges])}
+        added = [{"id": len(vocab) + i, "content": t, "special": i < len(control), "normalized": False}
+                 for i, t in enumerate(control + user)]
+        return {"added_tokens": added, "normalizer": normalizer, "pre_tokenizer": pre,
+                "model": {"type": "BPE", "vocab": vocab, "merges": merges, **model}}
+    plain = [["a", "b"], ["Ġ", "t"]]
+    kinds = {
+        "smollm": whole(["<|im_start|>", "<|im_end|>"], [], smollm, merges=[" ".join(m) for m in plain],
+                        vocab=ascii_ + ["ab", "Ġt"]),
+        "qwen3": whole(["<|im_start|>", "<|im_end|>"], ["<think>", "</think>"], split(r"\p{N}"), {"type": "NFC"}, merges=plain),
+        "llama3": whole(["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], [], split(r"\p{N}{1,3}"),
+                        merges=plain, ignore_merges=True),
+        "gemma": whole(["<bos>", "<start_of_turn>", "<end_of_turn>"], ["\n\n", "▁▁"], None,
+                       {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+                       [f"<0x{b:02X}>" for b in range(256)] + ["a", "b", "▁", "ab", "▁ab"], [["a", "b"], ["▁", "ab"]],
+                       byte_fallback=True),
+    }
+    config = json.dumps({"eos_token": "<|im_end|>", "chat_template": "enable_thinking"}).encode()
+    out = {name: b"\0\0" + json.dumps(file, ensure_ascii=False).encode() for name, file in kinds.items()}
+    out["configured"] = struct.pack(">H", len(config)) + config + out["qwen3"][2:]
+    return {"tokenizer/" + name: data for name, data in out.items()}
+
+
 def main():
     job = struct.pack("<I", 4) + b"demo" + struct.pack("<QI", 1, 1) + struct.pack("<I", 3) + b"abc"
-    seeds = gguf_seeds() | other_seeds() | adapter_seeds() | folder_seeds() | dataset_seeds()
+    seeds = gguf_seeds() | other_seeds() | adapter_seeds() | folder_seeds() | dataset_seeds() | tokenizer_seeds()
     types = [("a", "F16", [2, 1]), ("b", "BF16", [3]), ("c", "I64", []), ("d", "U8", [0])]
     seeds |= {"safetensors/factors": factors("F32"), "safetensors/types": tensors_of(types, {"format": "pt"})}
     seeds |= {"session/event": struct.pack("<QQB", 1, 2, 1) + job, "session/message": b"\x01" + job}

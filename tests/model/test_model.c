@@ -275,7 +275,7 @@ static void test_optimizers(void)
     }
     for (int i = 0; i < 20; i++) /* m: p, then p/2 + 0.9p = 1.4p: p → 0.9p → 0.9p − 0.14p */
         CHECK_NEAR(p[i], 0.76 * i, 1e-6);
-    optimizer_reset(&o);
+    optimizer_reset(&o, 20);
     CHECK(o.steps == 0 && o.m[5] == 0);
     optimizer_release(&o);
     struct optimizer_config adamw = {
@@ -286,6 +286,17 @@ static void test_optimizers(void)
     optimizer_step(&o, g, p);
     for (int i = 0; i < 20; i++) /* the first step is lr·sign(g), after a decay by lr·wd */
         CHECK_NEAR(p[i], 0.95 * (i + 1) - 0.1, 1e-5);
+    /* A shorter arena's turn, and the longer one's again: both start with clean moments. */
+    for (size_t count = 6; count <= 20; count += 14) {
+        optimizer_reset(&o, count);
+        for (size_t i = 0; i < 20; i++)
+            CHECK(o.m[i] == 0 && o.v[i] == 0);
+        for (int i = 0; i < 20; i++)
+            p[i] = g[i] = (float)(i + 1);
+        optimizer_step(&o, g, p);
+        for (int i = 0; i < 20; i++)
+            CHECK_NEAR(p[i], (size_t)i < count ? 0.95 * (i + 1) - 0.1 : i + 1, 1e-5);
+    }
     optimizer_release(&o);
     struct optimizer_config bad[] = {sgd, sgd, sgd, adamw, adamw, adamw};
     bad[0].lr = -1;

@@ -9,9 +9,49 @@
 #include "tests/node/tiny_site.h"
 
 #include <math.h>
+#include <stdatomic.h>
 
 #define SEED "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+#define TURNS "layers=0-1;targets=q,v;rank=4;alpha=16;scaling=rank;mode=alternating;seed=" SEED
+#define JOINT "layers=0-1;targets=q,v;rank=4;alpha=16;scaling=rank;mode=joint;seed=" SEED
 #define TEXT "layers=0-1;targets=q,v;rank=4;alpha=16;scaling=rank;mode=ffa;seed=" SEED
+
+/* --- allocation counters (linked with --wrap) --------------------------------------------------------------------- */
+
+static atomic_long allocations;
+
+void *__real_malloc(size_t n);
+void *__real_calloc(size_t n, size_t size);
+void *__real_realloc(void *p, size_t n);
+void *__real_aligned_alloc(size_t alignment, size_t n);
+void *__wrap_malloc(size_t n);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_realloc(void *p, size_t n);
+void *__wrap_aligned_alloc(size_t alignment, size_t n);
+
+void *__wrap_malloc(size_t n)
+{
+    atomic_fetch_add(&allocations, 1);
+    return __real_malloc(n);
+}
+
+void *__wrap_calloc(size_t n, size_t size)
+{
+    atomic_fetch_add(&allocations, 1);
+    return __real_calloc(n, size);
+}
+
+void *__wrap_realloc(void *p, size_t n)
+{
+    atomic_fetch_add(&allocations, 1);
+    return __real_realloc(p, n);
+}
+
+void *__wrap_aligned_alloc(size_t alignment, size_t n)
+{
+    atomic_fetch_add(&allocations, 1);
+    return __real_aligned_alloc(alignment, n);
+}
 
 static struct tiny_site tiny;
 static struct backend *backend; /* float32, whatever the site's is */
@@ -89,6 +129,11 @@ static void malformed_texts_are_refused(void **state)
     assert_int_equal(config.lora.rank, 4);
     assert_true(config.lora.alpha == 16);
     assert_int_equal(config.seed[31], 0x1f);
+    assert_true(!config.alternating && config.lora.mode == LORA_FFA);
+    assert_int_equal(adapter_config_parse(span_str(TURNS), &config, &err), 0);
+    assert_true(config.alternating && config.lora.mode == LORA_FFA);
+    assert_int_equal(adapter_config_parse(span_str(JOINT), &config, &err), 0);
+    assert_true(!config.alternating && config.lora.mode == LORA_JOINT);
 }
 
 static struct lora lora_of(const char *text)
@@ -107,6 +152,81 @@ static void hash_frozen(const struct lora *lora, char out[65])
     uint8_t hash[HASH_SIZE];
     hash_bytes(span_of(lora->frozen, lora->frozen_count * sizeof *lora->frozen), hash);
     hex_encode(hash, sizeof hash, out);
+}
+
+/* A state is A − A0 and B; in mode ffa B alone. */
+static void a_state_becomes_an_adapter(void **state)
+{
+    const struct model_config *model = &tiny.site.model.config;
+    struct adapter_config config;
+    struct lora first = lora_of(TEXT), turns = lora_of(TURNS), loaded = {0};
+    struct error err = {0};
+    const size_t a = first.frozen_count, b = first.trained_count;
+    float *values = calloc(a + b, sizeof *values);
+    (void)state;
+    assert_non_null(values);
+    assert_int_equal(adapter_config_parse(span_str(TURNS), &config, &err), 0);
+    assert_int_equal(a, 2 * 4 * (64 + 64));
+    assert_int_equal(adapter_config_split(&config, &turns), a);
+    assert_int_equal(adapter_config_words(&config, &turns), a + b);
+    assert_memory_equal(turns.frozen, first.frozen, a * sizeof *values);
+
+    /* Zeros: no change yet. Then something, whichever factor is trained. */
+    assert_int_equal(adapter_config_apply(&config, values, a + b, &turns, &err), 0);
+    assert_memory_equal(turns.frozen, first.frozen, a * sizeof *values);
+    for (size_t i = 0; i < a + b; i++)
+        values[i] = (float)i / 512 - 1;
+    for (int round = 1; round <= 3; round++) {
+        adapter_config_turn(&config, round % 2 ? a : 0, &turns);
+        assert_int_equal(turns.config.mode, round % 2 ? LORA_FFA : LORA_FFB);
+        assert_int_equal(adapter_config_split(&config, &turns), a);
+        assert_int_equal(adapter_config_words(&config, &turns), a + b);
+        memset(turns.trained, 0xff, turns.trained_count * sizeof *values);
+        memset(turns.frozen, 0xff, turns.frozen_count * sizeof *values);
+        assert_int_equal(adapter_config_apply(&config, values, a + b, &turns, &err), 0);
+        const float *have_a = lora_a(&turns, 0, LORA_Q), *have_b = lora_b(&turns, 0, LORA_Q);
+        for (size_t i = 0; i < a; i++)
+            assert_true(have_a[i] == first.frozen[i] + values[i]);
+        assert_memory_equal(have_b, values + a, b * sizeof *values);
+    }
+    assert_int_equal(adapter_config_load(&config, model, values, a + b, &loaded, &err), 0);
+    assert_memory_equal(lora_a(&loaded, 0, LORA_Q), lora_a(&turns, 0, LORA_Q), a * sizeof *values);
+    assert_memory_equal(lora_b(&loaded, 0, LORA_Q), values + a, b * sizeof *values);
+    lora_release(&loaded);
+
+    /* A state of another size, or of no federation. */
+    assert_int_equal(adapter_config_load(&config, model, values, b, &loaded, &err), ERR_INTEGRITY);
+    assert_int_equal(adapter_config_apply(&config, values, a + b + 1, &turns, &err), ERR_INTEGRITY);
+    assert_int_equal(adapter_config_parse(span_str(TEXT), &config, &err), 0);
+    assert_int_equal(adapter_config_load(&config, model, values, a + b, &loaded, &err), ERR_INTEGRITY);
+    assert_non_null(strstr(err.message, "parameters"));
+    assert_int_equal(adapter_config_load(&config, model, values, b, &loaded, &err), 0);
+    assert_memory_equal(loaded.frozen, first.frozen, a * sizeof *values);
+    assert_memory_equal(loaded.trained, values, b * sizeof *values);
+    adapter_config_turn(&config, 0, &loaded); /* there are no turns in mode ffa */
+    assert_int_equal(loaded.config.mode, LORA_FFA);
+    lora_release(&loaded);
+    assert_int_equal(adapter_config_parse(span_str(JOINT), &config, &err), 0);
+    assert_int_equal(adapter_config_load(&config, model, values, a + b, &loaded, &err), ERR_INTEGRITY);
+    assert_non_null(strstr(err.message, "together"));
+
+    /* What a federation's plan may ask for. */
+    loaded = lora_of(JOINT);
+    assert_int_equal(adapter_config_check_plan(&config, &loaded, 0, &err), ERR_POLICY);
+    assert_non_null(strstr(err.message, "together"));
+    lora_release(&loaded);
+    assert_int_equal(adapter_config_parse(span_str(TURNS), &config, &err), 0);
+    assert_int_equal(adapter_config_check_plan(&config, &turns, a, &err), 0);
+    const uint64_t wrong[] = {0, a - 1, a + 1, b};
+    for (size_t i = 0; i < ARRAY_LEN(wrong); i++)
+        assert_int_equal(adapter_config_check_plan(&config, &turns, wrong[i], &err), ERR_POLICY);
+    assert_non_null(strstr(err.message, "cuts"));
+    assert_int_equal(adapter_config_parse(span_str(TEXT), &config, &err), 0);
+    assert_int_equal(adapter_config_check_plan(&config, &first, 0, &err), 0);
+    assert_int_equal(adapter_config_check_plan(&config, &first, a, &err), ERR_POLICY);
+    free(values);
+    lora_release(&turns);
+    lora_release(&first);
 }
 
 /* --- trainer ------------------------------------------------------------------------------------------------------ */
@@ -268,6 +388,120 @@ static void an_empty_sample_is_noise_of_the_planned_variance(void **state)
     assert_true(fabs(sum / (double)n) < 0.057);
     assert_true(fabs(squares / (double)n - 1) < 0.081);
     lora_release(&shape);
+    dataset_free(data);
+}
+
+/* One round with a fixed stream; trainers that did other rounds before must not differ from a fresh one. */
+static void one_round(struct trainer *t, struct lora *lora, uint8_t seed)
+{
+    const uint8_t key[RANDOM_SEED_SIZE] = {seed, 9};
+    struct random_stream stream;
+    struct error err = {0};
+    random_stream_init(&stream, key, "tests/turns");
+    const struct rng rng = random_stream_rng(&stream);
+    if (trainer_round(t, lora, 0, &rng, NULL, &err) < 0)
+        fail_msg("%s", err.message);
+    random_stream_release(&stream);
+}
+
+static void copy_factors(struct lora *to, const struct lora *from)
+{
+    assert_int_equal(to->config.mode, from->config.mode);
+    memcpy(to->trained, from->trained, from->trained_count * sizeof *from->trained);
+    memcpy(to->frozen, from->frozen, from->frozen_count * sizeof *from->frozen);
+}
+
+/* Four rounds, B, A, B, A, by one trainer, each compared with a fresh trainer of that one factor. Both lengths occur as
+ * the longer one: A of q, v is longer than B, and B of up is longer than A. */
+static void turns_are_rounds_of_one_factor(const char *text, bool with_noise, enum optimizer_kind kind)
+{
+    struct dataset *data = records(16, false);
+    struct lora turns = lora_of(text);
+    const size_t longer = turns.trained_count > turns.frozen_count ? turns.trained_count : turns.frozen_count;
+    struct trainer_options o = with_noise ? private_options(data, &turns) : plain(data);
+    struct trainer *t;
+    struct error err = {0};
+    if (kind == OPTIMIZER_ADAMW)
+        o.optimizer = (struct optimizer_config){
+            .kind = OPTIMIZER_ADAMW, .lr = 0.01f, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f};
+    else
+        o.optimizer.momentum = 0.5f;
+    o.plan.steps_per_round = 2;
+    o.plan.dimensions = longer;
+    o.alternating = true;
+    if (trainer_new(&o, &tiny.site.model, &turns, data, &t, &err) < 0)
+        fail_msg("%s", err.message);
+    o.alternating = false;
+    for (uint8_t round = 1; round <= 4; round++) {
+        struct lora alone = lora_of(text);
+        struct trainer *fresh;
+        float *before = malloc(longer * sizeof *before);
+        assert_non_null(before);
+        if (round > 1)
+            lora_exchange(&turns);
+        if (turns.config.mode == LORA_FFB)
+            lora_exchange(&alone);
+        assert_int_equal(turns.config.mode, round % 2 ? LORA_FFA : LORA_FFB);
+        copy_factors(&alone, &turns);
+        memcpy(before, turns.trained, turns.trained_count * sizeof *before);
+        if (trainer_new(&o, &tiny.site.model, &alone, data, &fresh, &err) < 0)
+            fail_msg("%s", err.message);
+        one_round(fresh, &alone, round);
+        const long allocated = atomic_load(&allocations);
+        one_round(t, &turns, round);
+        assert_int_equal(atomic_load(&allocations), allocated);
+        assert_memory_equal(turns.trained, alone.trained, alone.trained_count * sizeof(float));
+        assert_memory_equal(turns.frozen, alone.frozen, alone.frozen_count * sizeof(float));
+        assert_true(memcmp(turns.trained, before, turns.trained_count * sizeof *before) != 0);
+        free(before);
+        trainer_free(fresh);
+        lora_release(&alone);
+    }
+    trainer_free(t);
+    lora_release(&turns);
+    dataset_free(data);
+}
+
+static void factors_are_trained_in_turn(void **state)
+{
+    static const char *const texts[] = {TURNS, "layers=0-1;targets=up;rank=4;alpha=16;scaling=rank;mode=alternating;"
+                                               "seed=" SEED};
+    (void)state;
+    for (size_t i = 0; i < ARRAY_LEN(texts); i++)
+        for (int noise = 0; noise < 2; noise++) {
+            turns_are_rounds_of_one_factor(texts[i], noise, OPTIMIZER_ADAMW);
+            turns_are_rounds_of_one_factor(texts[i], noise, OPTIMIZER_SGD);
+        }
+}
+
+/* Of plain SGD with rate 1 a step's change is the gradient: A's turn must move A as training both together would, and
+ * leave B. */
+static void the_turn_of_a_follows_its_gradient(void **state)
+{
+    struct dataset *data = records(12, false);
+    struct trainer_options o = plain(data);
+    struct lora joint = lora_of(JOINT), turns = lora_of(TURNS);
+    const size_t a = turns.frozen_count, b = turns.trained_count;
+    struct trainer *t;
+    struct error err = {0};
+    (void)state;
+    assert_int_equal(joint.trained_count, a + b);
+    for (size_t i = 0; i < b; i++)
+        turns.trained[i] = joint.trained[a + i] = (float)((int)(i % 13) - 6) / 64;
+    assert_memory_equal(joint.trained, turns.frozen, a * sizeof(float));
+    assert_int_equal(trainer_new(&o, &tiny.site.model, &joint, data, &t, &err), 0);
+    one_round(t, &joint, 1);
+    trainer_free(t);
+    o.alternating = true;
+    assert_int_equal(trainer_new(&o, &tiny.site.model, &turns, data, &t, &err), 0);
+    lora_exchange(&turns);
+    one_round(t, &turns, 1);
+    trainer_free(t);
+    assert_memory_equal(turns.trained, joint.trained, a * sizeof(float));
+    for (size_t i = 0; i < b; i++)
+        assert_true(turns.frozen[i] == (float)((int)(i % 13) - 6) / 64);
+    lora_release(&joint);
+    lora_release(&turns);
     dataset_free(data);
 }
 
@@ -488,8 +722,11 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(malformed_texts_are_refused),
         cmocka_unit_test(frozen_factors_are_known),
+        cmocka_unit_test(a_state_becomes_an_adapter),
         cmocka_unit_test(same_streams_give_same_bits_whatever_the_micro_batches),
         cmocka_unit_test(an_empty_sample_is_noise_of_the_planned_variance),
+        cmocka_unit_test(factors_are_trained_in_turn),
+        cmocka_unit_test(the_turn_of_a_follows_its_gradient),
         cmocka_unit_test(the_denominator_is_the_declared_one),
         cmocka_unit_test(clipping_bounds_what_a_record_can_do),
         cmocka_unit_test(training_can_be_stopped),

@@ -102,6 +102,12 @@ static void server_optimizers(void **state)
     avg.lr = 10.0f;
     assert_int_equal(next_model_step(&avg, before, huge, p, m, &err), ERR_INTEGRITY);
 
+    /* One word of the two moves: 3 and -2 of two sites on a grid of 1/4. */
+    const uint32_t sum[1] = {(uint32_t)1};
+    avgm = (struct server_optimizer){SERVER_FEDAVGM, 0.5f, 0.5f};
+    assert_int_equal(next_model_from_sum(&avgm, before, (struct model_segment){1, 1}, sum, 2, 2, p, m, &err), 0);
+    assert_true(p[0] == 1.0f && m[0] == 0.5f && m[1] == 0.25f && p[1] == -1.875f);
+
     struct model_basis basis = {.lora_config = span_str("ffa")};
     uint8_t one[32], two[32];
     model_state_hash(&basis, before, one);
@@ -184,6 +190,40 @@ static struct job_plan good_plan(void)
     return p;
 }
 
+static void segments(void **state)
+{
+    (void)state;
+    struct job_plan p = good_plan();
+    struct model_segment s = {7, 7};
+
+    for (uint32_t round = 1; round <= 4; round++) { /* no split: everything, always */
+        assert_int_equal(job_plan_segment(&p, round, 100, &s, &err), 0);
+        assert_true(s.offset == 0 && s.count == 100);
+    }
+    assert_int_equal(job_plan_vector_max(&p, 100), 100);
+    p.split_words = 30; /* A: 30 words, B: 70 */
+    assert_int_equal(job_plan_check(&p, &err), 0);
+    for (uint32_t round = 1; round <= 6; round++) {
+        assert_int_equal(job_plan_segment(&p, round, 100, &s, &err), 0);
+        assert_true(round % 2 ? s.offset == 30 && s.count == 70 : s.offset == 0 && s.count == 30);
+    }
+    assert_int_equal(job_plan_vector_max(&p, 100), 70);
+    assert_int_equal(job_plan_vector_max(&p, 50), 30);
+    s = (struct model_segment){7, 7};
+    for (uint64_t words = 0; words <= 30; words += 15) { /* nothing would be left for B */
+        assert_int_equal(job_plan_segment(&p, 1, words, &s, &err), ERR_CONFIG);
+        assert_non_null(strstr(err.message, "split_words"));
+        assert_true(s.offset == 7 && s.count == 7);
+    }
+    assert_int_equal(job_plan_segment(&p, 1, 31, &s, &err), 0);
+    assert_true(s.offset == 30 && s.count == 1);
+    p.split_words = 0;
+    assert_int_equal(job_plan_segment(&p, 1, 0, &s, &err), ERR_CONFIG);
+    p.split_words = PLAN_WORDS_MAX;
+    assert_int_equal(job_plan_check(&p, &err), ERR_CONFIG);
+    assert_non_null(strstr(err.message, "split_words"));
+}
+
 static void plans(void **state)
 {
     (void)state;
@@ -191,6 +231,7 @@ static void plans(void **state)
     struct roster r;
     struct buffer signed_roster, b, other;
 
+    p.split_words = 77;
     make_roster(&r, 1, NULL, &signed_roster);
     buffer_init(&b, 1 << 20);
     buffer_init(&other, 1 << 20);
@@ -198,6 +239,7 @@ static void plans(void **state)
     assert_int_equal(job_plan_open(&q, buffer_span(&b), &r, &err), 0);
     assert_memory_equal(q.hash, p.hash, HASH_SIZE);
     assert_string_equal(q.train.options, "system: keep\nline two");
+    assert_int_equal(q.split_words, 77);
     for (size_t at = 0; at < b.len; at++) {
         b.data[at] ^= 1;
         assert_true(job_plan_open(&q, buffer_span(&b), &r, &err) < 0);
@@ -206,6 +248,15 @@ static void plans(void **state)
     }
     assert_int_equal(job_plan_sign(&p, &governance, &other, &err), 0);
     assert_int_equal(job_plan_open(&q, buffer_span(&other), &r, &err), ERR_POLICY); /* not an author */
+    /* A plan of the version before split_words is named as what it is. */
+    b.len -= SIGN_PUBLIC_SIZE + SIGN_SIZE;
+    struct span old = buffer_span(&b);
+    uint8_t signature[SIGN_SIZE];
+    sign_parts(&author, "consilium/plan/v1", &old, 1, signature);
+    buffer_append(&b, author.public_key, SIGN_PUBLIC_SIZE);
+    buffer_append(&b, signature, SIGN_SIZE);
+    assert_int_equal(job_plan_open(&q, buffer_span(&b), &r, &err), ERR_INTEGRITY);
+    assert_non_null(strstr(err.message, "submit the job again"));
     p = good_plan();
     p.dp.steps = 11;
     assert_int_equal(job_plan_check(&p, &err), ERR_CONFIG);
@@ -230,6 +281,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(quorum_table),      cmocka_unit_test(quantiser), cmocka_unit_test(rounding_is_unbiased),
         cmocka_unit_test(server_optimizers), cmocka_unit_test(rosters),   cmocka_unit_test(plans),
+        cmocka_unit_test(segments),
     };
 
     random_stream_init(&stream, key, "test");

@@ -77,6 +77,20 @@ static void make_roster(struct sim *s)
 
 void sim_init(struct sim *s, uint32_t n, size_t words, uint64_t seed)
 {
+    sim_init_split(s, n, words, 0, seed);
+}
+
+struct model_segment sim_segment(const struct sim *s)
+{
+    struct model_segment segment;
+    struct error err;
+
+    check(job_plan_segment(&s->plan, s->round, s->words, &segment, &err), &err);
+    return segment;
+}
+
+void sim_init_split(struct sim *s, uint32_t n, size_t words, size_t split, uint64_t seed)
+{
     uint8_t key[RANDOM_SEED_SIZE] = {0};
 
     memset(s, 0, sizeof *s);
@@ -91,6 +105,7 @@ void sim_init(struct sim *s, uint32_t n, size_t words, uint64_t seed)
     sign_key_random(&s->author, &s->rng);
     sign_key_random(&s->aggregator, &s->rng);
     make_plan(s);
+    s->plan.split_words = split;
     make_roster(s);
     buffer_init(&s->signed_plan, 1 << 20);
     check(job_plan_sign(&s->plan, &s->author, &s->signed_plan, &s->err), &s->err);
@@ -243,7 +258,7 @@ int sim_answer(struct sim *s, uint32_t i, struct span broadcast, struct span *re
     case STAGE_MASKED:
         if ((rc = secagg_client_on_deliver(site->client, broadcast, &s->err)) < 0)
             return rc;
-        memcpy(site->masked, site->plain, s->words * 4);
+        memcpy(site->masked, site->plain, sim_segment(s).count * 4);
         return secagg_client_mask(site->client, site->masked, root, ret_answer, &s->err);
     case STAGE_CONSISTENCY:
         return secagg_client_on_survivors(site->client, broadcast, ret_answer, &s->err);
@@ -266,7 +281,8 @@ int sim_stage(struct sim *s, uint64_t alive)
             (rc = secagg_server_receive(s->server, id, answer, &s->err)) < 0)
             return rc;
         if (secagg_server_stage(s->server) == STAGE_MASKED &&
-            (rc = secagg_server_add_vector(s->server, id, span_of(s->sites[i].masked, s->words * 4), &s->err)) < 0)
+            (rc = secagg_server_add_vector(s->server, id, span_of(s->sites[i].masked, sim_segment(s).count * 4),
+                                           &s->err)) < 0)
             return rc;
     }
     return secagg_server_close_stage(s->server, &s->err);

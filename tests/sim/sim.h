@@ -21,7 +21,7 @@ struct sim_site {
     uint64_t witness_sequence;         /* what this site saw of the others at most */
     uint64_t ledger_sequence;
     struct secagg_client *client;
-    uint32_t *plain, *masked; /* (words) */
+    uint32_t *plain, *masked; /* (words), of which the round's vector are the first */
 };
 
 struct sim {
@@ -44,6 +44,10 @@ struct sim {
 
 uint64_t sim_seed(void); /* CONSILIUM_SEED or 1; printed once */
 void sim_init(struct sim *s, uint32_t n, size_t words, uint64_t seed);
+/* The same for a job that trains the state's first `split` words and the rest in turn; 0: the whole of it. */
+void sim_init_split(struct sim *s, uint32_t n, size_t words, size_t split, uint64_t seed);
+/* What the present round moves of the state. */
+struct model_segment sim_segment(const struct sim *s);
 void sim_release(struct sim *s);
 /* A new attempt: the server and M0 to every site in `alive`; returns the first site's error or 0. */
 int sim_open_server(struct sim *s);

@@ -395,6 +395,39 @@ static void test_25_vector_altered_or_short(void **state)
     ok(sim_stage(&s, EVERYBODY));
 }
 
+/* A job whose rounds move the state's first 100 words and the other 157 in turn. */
+static void test_26_other_half_or_size_of_the_state(void **state)
+{
+    enum { A = 100, WORDS = 257 };
+    static const uint64_t sizes[] = {0, A, A + 1, WORDS - A, WORDS - 1, WORDS + 1, (uint64_t)PLAN_WORDS_MAX + 1};
+    stop(NULL);
+    sim_init_split(&s, 5, WORDS, A, *(uint64_t *)*state);
+    ok(sim_open_server(&s));
+    const struct span m0 = cast(0);
+    const size_t at =
+        1 + (4 + strlen("demo")) + (4 + strlen("icd-demo")) + 4 + 4 + 3 * HASH_SIZE + 4 + s.signed_plan.len;
+    for (size_t i = 0; i < ARRAY_LEN(sizes); i++) {
+        struct buffer b;
+        sim_copy_body(&b, m0);
+        assert_int_equal(b.data[at] | b.data[at + 1] << 8, WORDS);
+        memcpy(b.data + at, &sizes[i], sizeof sizes[i]);
+        sim_resign(&s, &b);
+        assert_int_equal(sim_join(&s, 0, buffer_span(&b)), ERR_INTEGRITY);
+        buffer_release(&b);
+    }
+    for (uint32_t i = 0; i < s.n; i++)
+        ok(sim_join(&s, i, cast(i)));
+    to_stage(STAGE_MASKED);
+    struct sim_site *site = &s.sites[0];
+    ok(sim_answer(&s, 0, cast(0), &answer));
+    ok(secagg_server_receive(s.server, site->id, answer, &s.err));
+    assert_int_equal(secagg_server_add_vector(s.server, site->id, span_of(site->masked, A * 4), &s.err), ERR_INTEGRITY);
+    assert_int_equal(secagg_server_add_vector(s.server, site->id, span_of(site->masked, WORDS * 4), &s.err),
+                     ERR_INTEGRITY);
+    ok(secagg_server_add_vector(s.server, site->id, span_of(site->masked, (WORDS - A) * 4), &s.err));
+    ok(sim_stage(&s, EVERYBODY));
+}
+
 static void test_28_other_roster(void **state)
 {
     (void)state;
@@ -440,6 +473,7 @@ int main(void)
         SEEDED(test_19_wrong_share_in_m9),
         SEEDED(test_20_inconsistent_dealer),
         SEEDED(test_25_vector_altered_or_short),
+        SEEDED(test_26_other_half_or_size_of_the_state),
         SEEDED(test_28_other_roster),
         SEEDED(wrong_order_is_an_error),
     };

@@ -26,7 +26,7 @@ static void assert_sum_is_exact(const struct sim *s)
     for (uint32_t i = 0; i < s->n; i++)
         survivors += secagg_server_is_survivor(s->server, s->sites[i].id);
     assert_int_equal(survivors, secagg_server_survivors(s->server));
-    for (size_t j = 0; j < s->words; j++) {
+    for (size_t j = 0; j < sim_segment(s).count; j++) {
         uint32_t expected = 0;
         for (uint32_t i = 0; i < s->n; i++) {
             if (secagg_server_is_survivor(s->server, s->sites[i].id))
@@ -176,7 +176,7 @@ static void test_33_next_model_and_proof(void **state)
     ok(&s, run_round(&s, all));
     struct model_basis basis = job_plan_basis(&s.plan, s.frozen_hash);
     ok(&s, next_model_from_sum(&s.plan.aggregation.optimizer, (struct model_state){s.params, s.momentum, s.words},
-                               secagg_server_sum(s.server), 5, 20, params, momentum, &s.err));
+                               sim_segment(&s), secagg_server_sum(s.server), 5, 20, params, momentum, &s.err));
     model_state_hash(&basis, (struct model_state){params, momentum, s.words}, next);
 
     memcpy(wrong, next, HASH_SIZE); /* a model that does not follow: every node refuses */
@@ -207,6 +207,83 @@ static void test_33_next_model_and_proof(void **state)
     buffer_release(&proof);
     free(params);
     free(momentum);
+    sim_release(&s);
+}
+
+/* A then the other half: only the round's own half is masked, summed and moved, everybody recomputes it, and a model in
+ * which another half moved is refused. */
+static void halves_in_turn(void **state)
+{
+    enum { N = 5, A = 120, B = 213, WORDS = A + B, ROUNDS = 4 };
+    static struct sim s;
+    uint64_t all[5] = {EVERYBODY, EVERYBODY, EVERYBODY, EVERYBODY, EVERYBODY};
+    float *params = calloc(WORDS, 4), *momentum = calloc(WORDS, 4), *expected = calloc(2 * WORDS, 4);
+
+    sim_init_split(&s, N, WORDS, A, *(uint64_t *)*state);
+    const struct server_optimizer *optimizer = &s.plan.aggregation.optimizer;
+    const struct model_basis basis = job_plan_basis(&s.plan, s.frozen_hash);
+    for (s.round = 1; s.round <= ROUNDS; s.round++) {
+        const struct model_segment half = s.round % 2 ? (struct model_segment){A, B} : (struct model_segment){0, A};
+        const struct model_segment other = s.round % 2 ? (struct model_segment){0, A} : (struct model_segment){A, B};
+        const uint64_t alive[5] = {all[0], all[1], s.round == 3 ? EVERYBODY << 1 : all[2], all[3], all[4]};
+        const struct model_state before = {s.params, s.momentum, WORDS};
+        struct secagg_result_out out;
+        struct cosign_statement statement;
+        struct span m10;
+        uint8_t next[HASH_SIZE];
+
+        ok(&s, run_round(&s, alive));
+        assert_int_equal(secagg_server_segment(s.server).offset, half.offset);
+        assert_int_equal(secagg_server_segment(s.server).count, half.count);
+        assert_sum_is_exact(&s);
+        const uint32_t *sum = secagg_server_sum(s.server), survivors = secagg_server_survivors(s.server);
+        assert_int_equal(survivors, s.round == 3 ? N - 1 : N);
+
+        /* By hand: FedAvgM (lr 1, momentum 0.9) on the half; the rest as it was. */
+        for (size_t i = 0; i < WORDS; i++) {
+            const bool moves = i >= half.offset && i < half.offset + half.count;
+            expected[i] = s.params[i];
+            expected[WORDS + i] = s.momentum[i];
+            if (!moves)
+                continue;
+            const float average = (float)((double)(int32_t)sum[i - half.offset] / survivors / 0x1p20);
+            const float kept = 0.9f * s.momentum[i];
+            expected[WORDS + i] = kept + average;
+            expected[i] = s.params[i] + expected[WORDS + i];
+        }
+
+        /* The sum of A taken for B's half, or the other way round, as far as it reaches. */
+        const struct model_segment wrong = {other.offset, other.count < half.count ? other.count : half.count};
+        ok(&s, next_model_from_sum(optimizer, before, wrong, sum, survivors, 20, params, momentum, &s.err));
+        model_state_hash(&basis, (struct model_state){params, momentum, WORDS}, next);
+        ok(&s, secagg_server_result(s.server, next, &m10, &statement, &s.err));
+        assert_int_equal(finish(&s, N - 1, m10, params, momentum, &out), ERR_INTEGRITY);
+        assert_non_null(strstr(s.err.message, "does not follow"));
+
+        ok(&s, next_model_from_sum(optimizer, before, half, sum, survivors, 20, params, momentum, &s.err));
+        assert_memory_equal(params, expected, WORDS * 4);
+        assert_memory_equal(momentum, expected + WORDS, WORDS * 4);
+        model_state_hash(&basis, (struct model_state){params, momentum, WORDS}, next);
+        ok(&s, secagg_server_result(s.server, next, &m10, &statement, &s.err));
+        for (uint32_t i = 1; i < N - 1; i++) {
+            memset(params, 0xff, WORDS * 4);
+            memset(momentum, 0xff, WORDS * 4);
+            ok(&s, finish(&s, i, m10, params, momentum, &out));
+            assert_memory_equal(params, expected, WORDS * 4);
+            assert_memory_equal(momentum, expected + WORDS, WORDS * 4);
+        }
+        /* In place: the aggregator's own arrays may be the outputs. */
+        ok(&s, next_model_from_sum(optimizer, before, half, sum, survivors, 20, s.params, s.momentum, &s.err));
+        assert_memory_equal(s.params, expected, WORDS * 4);
+        assert_memory_equal(s.momentum, expected + WORDS, WORDS * 4);
+        memcpy(s.model_hash, next, HASH_SIZE);
+        sim_drop_clients(&s);
+    }
+    for (size_t i = 0; i < WORDS; i++)
+        assert_true(s.params[i] != 0); /* both halves moved */
+    free(params);
+    free(momentum);
+    free(expected);
     sim_release(&s);
 }
 
@@ -241,6 +318,7 @@ int main(void)
         SEEDED(test_22_late_vector_is_discarded),
         SEEDED(test_23_everybody_at_the_clamp),
         SEEDED(test_33_next_model_and_proof),
+        SEEDED(halves_in_turn),
         SEEDED(timing),
     };
 

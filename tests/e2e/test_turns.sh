@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# LoRA in turns: four sites, four rounds, B in the odd ones and A in the even ones. One site dies while it uploads an A and
+# after it stored a B; what is served and exported is what the versions say, computed a second time.
+. "$(dirname "$0")/lib.sh"
+
+write_federation 4
+sign_up
+enrol_all
+lora_mode=alternating
+write_job demo 4
+
+say "four rounds; site-d dies in the second and third"
+start_aggregator
+for site in site-a site-b site-c; do start_node $site; done
+supervise site-d masked-sending:2 result:3
+submit demo
+wait_job demo 100
+for site in "${sites[@]}"; do until_true 10 "$site has the last version" has_event "$site" '.event == "adapter_swapped" and .version == 4'; done
+versions_agree demo
+equal "site-d died at both points" "$(sed 's/:.*//' "$work/deaths-site-d" | tr '\n' ' ')" "masked-sending result "
+equal "it is in every sum but the one of A" "$(events aggregator '.event == "version_signed"' | jq -sc 'map([.survivors, .dropouts_recovered])')" "[[4,0],[3,1],[4,0],[4,0]]"
+equal "it fetched the whole state after each round whose result it missed" "$(events site-d '.event == "caught_up"' | jq -sc 'map(.version)')" "[2,3]"
+equal "every version is co-signed by a quorum" "$(aggregator model list demo --format json | jq 'all(.cosigned)')" true
+bytes() { events "$1" ".event == \"masked_acknowledged\" and .round == $2" | jq .vector_bytes; }
+# Two layers, rank 4, width 64, feed 96, 2 of 4 heads for k and v: A (6*64 + 96), B (64 + 32 + 32 + 64 + 96 + 96 + 64).
+equal "odd rounds send B" "$(bytes site-a 1) $(bytes site-b 3)" "$((4 * 2 * 4 * 448)) $((4 * 2 * 4 * 448))"
+equal "even rounds send A" "$(bytes site-a 2) $(bytes site-b 4)" "$((4 * 2 * 4 * 480)) $((4 * 2 * 4 * 480))"
+equal "consent show says what is sent at most" "$(node site-a consent show demo --format json | jq .parameters_sent)" $((2 * 4 * 480))
+
+say "the halves"
+for version in 1 2 3 4; do node site-a model export demo $version "$work/export-$version" >/dev/null; done
+node site-d model export demo 4 "$work/export-d" >/dev/null
+ok "two sites export the same bytes" cmp "$work/export-4/adapter_model.safetensors" "$work/export-d/adapter_model.safetensors"
+ok "each round moved its half only, and A and B are what the states say" \
+    python3 "$(dirname "$0")/check_halves.py" "$work/aggregator/models/demo" "$work/export"
+
+say "what answers"
+ask site-c "$canary 12" >"$work/answer.json"
+equal "the last version" "$(jq -r .consilium.adapter_sha256 "$work/answer.json")" "$(newest demo)"
+equal "it says over HTTP what generate says" "$(jq -r '.choices[0].message.content' "$work/answer.json")" \
+    "$(node site-c generate "$canary 12" --max-tokens 8 --format json | jq -r .text)"
+evaluated() { node site-c eval --data "$work/site-c.jsonl" --records 20 --format json "$@" | jq .mean_nll; }
+used=$(evaluated) base=$(evaluated --base)
+ok "and is not the base model" test "$used" != "$base"
+equal "the exported A and B, trained together from here on, score the same" "$(evaluated --adapter "$work/export-4")" "$used"
+
+say "the budget"
+for site in "${sites[@]}"; do
+    node "$site" privacy report --format json >"$work/report.json"
+    ok "$site spent at most 8, and all that the job was planned to" jq -e \
+        '.epsilon_spent <= 8 and .epsilon_spent > 7.9 and .steps == 8' "$work/report.json"
+done
+
+say "alone"
+write_node_yaml site-e
+write_records "$work/site-e.jsonl"
+lora="layers=0-1;targets=q,v;rank=4;alpha=16;scaling=rank;mode=alternating;seed=$(printf '00%.0s' $(seq 32))"
+alone() { node site-e train --local --lora "$lora" --epsilon 2 --rounds "$1" --learning-rate 0.5 --optimizer sgd --out "$work/$2" --format json; }
+equal "train --local counts A and B" "$(alone 1 alone-1 | jq .parameters)" $((2 * 4 * (64 + 64 + 64 + 32)))
+alone 2 alone-2 >/dev/null
+ok "one round leaves A as it was drawn, the second moves it" python3 "$(dirname "$0")/check_halves.py" --local "$work/alone-1" "$work/alone-2"
+sed 's/mode: alternating/mode: joint/' "$work/demo.yaml" >"$work/joint.yaml"
+refused 2 'lora.mode' "A and B together are refused" aggregator job submit "$work/joint.yaml" --author-key "$work/author.key"
+stop_gently "${sites[@]}" aggregator
