@@ -17,7 +17,7 @@ struct tiny_site {
 };
 
 /* serve: lines under "serve:" in node.yaml ("  listen: unix:...\n"), where %s stands for the folder; NULL: none. model:
- * another GGUF file to open instead; NULL: the tiny one. Fails the test on any error. */
+ * another GGUF file or folder to open instead; NULL: the tiny one. Fails the test on any error. */
 void tiny_site_open(struct tiny_site *t, const char *serve, const char *model);
 void tiny_site_release(struct tiny_site *t);
 /* Another configuration for the same site. Caller: config_free. */
