@@ -188,7 +188,8 @@ static void round_input(const struct kernel_run *run, struct job *j, struct roun
                         uint8_t **next, const uint8_t *end)
 {
     const size_t runs = (size_t)j->w->in / 32;
-    if (run->precision != KERNEL_BF16 || tensor_type_block(j->w->type) == 1)
+    const enum tensor_type type = j->w->type; /* Q2_K has two minima a run, and no product here */
+    if (run->precision != KERNEL_BF16 || tensor_type_block(type) == 1 || type == TENSOR_Q2_K)
         return;
     for (int32_t r = 0; r < j->m; r++) {
         int8_t *q = scratch_take(next, end, runs * 32);
@@ -196,8 +197,7 @@ static void round_input(const struct kernel_run *run, struct job *j, struct roun
         float *d = scratch_take(next, end, runs * 4), *sum = scratch_take(next, end, runs * 4);
         float *pairs = scratch_take(next, end, runs * 8);
         for (size_t i = 0; i < runs; i++) {
-            round_run(j->x + ((size_t)r * runs + i) * 32, quants_bias(j->w->type), q + i * 32, start + i * 8, d + i,
-                      sum + i);
+            round_run(j->x + ((size_t)r * runs + i) * 32, quants_bias(type), q + i * 32, start + i * 8, d + i, sum + i);
             pairs[2 * i] = d[i];
             pairs[2 * i + 1] = sum[i];
         }
