@@ -2,10 +2,12 @@
  * Perplexity of a model on a text, the way that bench/peers/perplexity_peer.py measures llama.cpp's.
  *
  *     perplexity --model FILE_OR_FOLDER --text FILE [--context N] [--chunks N] [--threads N] [--precision bf16|f32]
- *                [--ids FILE] [--json]
+ *                [--one-by-one] [--ids FILE] [--json]
  *
  * The text's tokens, without control tokens, are cut into chunks of N − 1 behind the vocabulary's begin-of-text token,
  * or of N where it has none; each chunk starts a sequence. The mean is over all tokens but a sequence's first, in nats.
+ * --one-by-one feeds them as decoding does, which under --precision bf16 rounds inputs to 8 bits where the CPU has
+ * VNNI.
  * --ids writes the chunks' ids as little-endian i32, so that a peer scores the very same tokens.
  */
 #include "base/file.h"
@@ -24,7 +26,7 @@ struct settings {
     const char *model, *text, *ids;
     int context, chunks, threads;
     enum kernel_precision precision;
-    bool json;
+    bool one_by_one, json;
 };
 
 static const struct option options[] = {
@@ -35,6 +37,7 @@ static const struct option options[] = {
     {"chunks", required_argument, NULL, 'n'},
     {"threads", required_argument, NULL, 'T'},
     {"precision", required_argument, NULL, 'p'},
+    {"one-by-one", no_argument, NULL, 'o'},
     {"json", no_argument, NULL, 'j'},
     {NULL, 0, NULL, 0},
 };
@@ -74,6 +77,9 @@ static void parse(int argc, char **argv, struct settings *s)
             break;
         case 'p':
             s->precision = strcmp(optarg, "bf16") == 0 ? KERNEL_BF16 : KERNEL_F32;
+            break;
+        case 'o':
+            s->one_by_one = true;
             break;
         case 'j':
             s->json = true;
@@ -126,6 +132,31 @@ static int32_t *make_chunks(const struct settings *s, const struct tokenizer *to
     return ids;
 }
 
+/* −log softmax(logits)[id] */
+static double loss_of(const float *logits, int32_t n, int32_t id)
+{
+    double top = logits[0], sum = 0;
+    for (int32_t i = 1; i < n; i++)
+        top = logits[i] > top ? logits[i] : top;
+    for (int32_t i = 0; i < n; i++)
+        sum += exp(logits[i] - top);
+    return top + log(sum) - logits[id];
+}
+
+static double chunk_one_by_one(struct infer *infer, struct kv_cache *cache, const int32_t *chunk, int32_t context,
+                               float *logits, int32_t vocabulary)
+{
+    struct error err = {0};
+    double sum = 0;
+    for (int32_t t = 0; t + 1 < context; t++) {
+        struct infer_extend one = {cache, chunk + t, 1};
+        check(infer_extend(infer, NULL, &one, 1, &err), &err);
+        check(infer_logits(infer, cache, logits, &err), &err);
+        sum += loss_of(logits, vocabulary, chunk[t + 1]);
+    }
+    return sum;
+}
+
 static double score(const struct settings *s, struct backend *backend, const struct model *model, const int32_t *ids,
                     int chunks)
 {
@@ -133,6 +164,9 @@ static double score(const struct settings *s, struct backend *backend, const str
     struct kv_cache *cache;
     struct error err = {0};
     double sum = 0;
+    float *logits = malloc((size_t)model->config.vocabulary * sizeof *logits);
+    if (!logits)
+        exit(1);
     const struct infer_options options_ = {
         .backend = backend, .rows_max = s->context, .context_max = s->context, .rank_max = 0};
     check(infer_new(&options_, model, &infer, &err), &err);
@@ -142,10 +176,15 @@ static double score(const struct settings *s, struct backend *backend, const str
         struct infer_extend first = {cache, chunk, 1};
         struct infer_candidate rest = {cache, chunk + 1, s->context - 1, 0};
         kv_cache_truncate(cache, 0);
+        if (s->one_by_one) {
+            sum += chunk_one_by_one(infer, cache, chunk, s->context, logits, model->config.vocabulary);
+            continue;
+        }
         check(infer_extend(infer, NULL, &first, 1, &err), &err);
         check(infer_score(infer, NULL, &rest, 1, &err), &err);
         sum -= rest.log_likelihood;
     }
+    free(logits);
     kv_cache_free(cache);
     infer_free(infer);
     return sum / ((double)chunks * (s->context - 1));

@@ -2,7 +2,9 @@
 """Perplexity of GGUF models: this program's beside llama.cpp's, on the same tokens of a public-domain text.
 
     perplexity_peer.py --bench build/release/bench/perplexity --icd icd10c-tabular.xml MODEL.gguf...
-                       [--chunks 16] [--context 512] [--precision f32|bf16] [--json]
+                       [--chunks 16] [--context 512] [--precision f32|bf16] [--one-by-one] [--json]
+
+--one-by-one --precision bf16: with inputs rounded to 8 bits, as llama.cpp rounds them, where this CPU has VNNI.
 
 The text is the descriptions in the tabular list of ICD-10-CM (public domain; scripts/fetch-model.sh fetches it), one a
 line. llama.cpp's own tokens of the text are compared with ours as well. Needs: llama-cpp-python, numpy.
@@ -49,7 +51,7 @@ def compare(args, path, work):
     make_text(args.icd, text, args.chunks * args.context * 8)
     ours = json.loads(subprocess.run(
         [args.bench, "--model", path, "--text", text, "--context", str(args.context), "--chunks", str(args.chunks),
-         "--precision", args.precision, "--ids", ids_file, "--json"], check=True, stdout=subprocess.PIPE).stdout)
+         "--precision", args.precision, "--ids", ids_file, "--json"] + ["--one-by-one"] * args.one_by_one, check=True, stdout=subprocess.PIPE).stdout)
     chunks = np.fromfile(ids_file, dtype="<i4").reshape(-1, args.context)
     model = llama_cpp.Llama(model_path=path, n_ctx=args.context, n_batch=args.context, n_threads=args.threads,
                             logits_all=True, verbose=False, flash_attn=False, type_k=0, type_v=0)
@@ -72,6 +74,7 @@ def main():
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
+    parser.add_argument("--one-by-one", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     worst = 0.0
