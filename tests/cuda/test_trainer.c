@@ -163,6 +163,42 @@ static void a_private_round_is_the_cpus(void **state)
     backend_free(cpu);
 }
 
+/* Three rounds, B, A, B, by one trainer: each as a fresh trainer of that factor makes it, from the same start. */
+static void factors_take_turns(void **state)
+{
+    struct error err = {0};
+    struct backend *cuda = card(0), *other = card(0);
+    struct lora turns = fresh_lora();
+    struct trainer_options options = private_options(cuda, &turns, 512);
+    struct trainer *t = NULL;
+    (void)state;
+    assert_true(turns.frozen_count != turns.trained_count);
+    options.alternating = true;
+    assert_int_equal(trainer_new(&options, &tiny.site.model, &turns, data, &t, &err), 0);
+    for (int round = 1; round <= 3; round++) {
+        struct lora alone = fresh_lora();
+        struct trainer *fresh = NULL;
+        if (round > 1)
+            lora_exchange(&turns);
+        if (alone.config.mode != turns.config.mode)
+            lora_exchange(&alone);
+        memcpy(alone.trained, turns.trained, turns.trained_count * sizeof *turns.trained);
+        memcpy(alone.frozen, turns.frozen, turns.frozen_count * sizeof *turns.frozen);
+        options = private_options(other, &alone, 512);
+        assert_int_equal(trainer_new(&options, &tiny.site.model, &alone, data, &fresh, &err), 0);
+        assert_int_equal(round_of(fresh, &alone, NULL, &err), 0);
+        assert_int_equal(round_of(t, &turns, NULL, &err), 0);
+        assert_memory_equal(turns.trained, alone.trained, alone.trained_count * sizeof *alone.trained);
+        assert_memory_equal(turns.frozen, alone.frozen, alone.frozen_count * sizeof *alone.frozen);
+        trainer_free(fresh);
+        lora_release(&alone);
+    }
+    trainer_free(t);
+    lora_release(&turns);
+    backend_free(other);
+    backend_free(cuda);
+}
+
 static void short_memory_makes_micro_batches_smaller_and_then_an_error(void **state)
 {
     struct error err = {0};
@@ -273,6 +309,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_private_round_is_the_cpus),
+        cmocka_unit_test(factors_take_turns),
         cmocka_unit_test(short_memory_makes_micro_batches_smaller_and_then_an_error),
         cmocka_unit_test(a_stopped_step_leaves_nothing),
 #ifdef CUDA_SHIM

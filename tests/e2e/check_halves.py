@@ -2,6 +2,7 @@
 
     check_halves.py MODELS EXPORT          MODELS/000001.state ..., EXPORT-1/ ...: PEFT folders of the same versions
     check_halves.py --local ONE TWO        PEFT folders of `train --local` after one round and after two
+    check_halves.py --same FIRST ONE TWO   two ways to the same adapter, and one with A still as it was drawn
 
 A state is params and server momentum, float32, each A - A0 section then B section: layers upwards, targets in the order
 below. Round 1 moves B, round 2 A, and so on; the other section, momentum included, must keep its bits. A0 is what version 1
@@ -102,7 +103,23 @@ def check_local(one, two):
             assert moved(one[key][2], two[key][2]) > 0.9 * len(one[key][2]), f"{key} did not move in the second round"
 
 
+def check_same(first, one, two):
+    """What moved differs by less than a thousandth of how far it moved: updates were rounded to a grid on the way."""
+    first, one, two = read_peft(first), read_peft(one), read_peft(two)
+    for half in "AB":
+        moved_by = apart = 0.0
+        for key in canonical(one, half):
+            start = first[key][2] if half == "A" else [0.0] * len(one[key][2])
+            moved_by += sum((x - s) ** 2 for x, s in zip(one[key][2], start))
+            apart += sum((x - y) ** 2 for x, y in zip(one[key][2], two[key][2]))
+        measured = f"{half} moved by {moved_by**0.5:.4g}; the two ways end {apart**0.5:.3g} apart"
+        print(measured)
+        assert moved_by > 0 and apart <= 1e-6 * moved_by, measured
+
+
 if sys.argv[1] == "--local":
     check_local(*sys.argv[2:])
+elif sys.argv[1] == "--same":
+    check_same(*sys.argv[2:])
 else:
     check_federation(*sys.argv[1:])

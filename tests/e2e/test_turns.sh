@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # LoRA in turns: four sites, four rounds, B in the odd ones and A in the even ones. One site dies while it uploads an A and
-# after it stored a B; what is served and exported is what the versions say, computed a second time.
+# after it stored a B; what is served and exported is what the versions say, computed a second time. Four sites with the
+# same records and no noise end where one does alone.
 . "$(dirname "$0")/lib.sh"
 
 write_federation 4
@@ -61,4 +62,21 @@ alone 2 alone-2 >/dev/null
 ok "one round leaves A as it was drawn, the second moves it" python3 "$(dirname "$0")/check_halves.py" --local "$work/alone-1" "$work/alone-2"
 sed 's/mode: alternating/mode: joint/' "$work/demo.yaml" >"$work/joint.yaml"
 refused 2 'lora.mode' "A and B together are refused" aggregator job submit "$work/joint.yaml" --author-key "$work/author.key"
+
+say "four sites with the same records are one"
+stop_gently "${sites[@]}"
+seed=$(printf 'ab%.0s' $(seq 32))
+write_job same 4 "mode: none, clip: 1"
+sed -i "s/batch: 8/batch: 40/; s/rank: 4/rank: 4, seed: $seed/; s/^aggregation: .*/aggregation: {optimizer: fedavg, grid_bits: 28}/" "$work/same.yaml"
+for site in "${sites[@]}"; do write_node_yaml $site 'allow_without_dp: true'; done
+start_nodes
+submit same
+wait_job same 100
+until_true 10 "the last version" has_event site-a '.event == "adapter_swapped" and .job == "same" and .version == 4'
+equal "from all four, in each round" "$(events aggregator '.event == "version_signed" and .job == "same"' | jq -sc 'map(.survivors)')" "[4,4,4,4]"
+for version in 1 4; do node site-a model export same $version "$work/same-$version" >/dev/null; done
+lora="layers=0-1;targets=q,k,v,o,gate,up,down;rank=4;alpha=16;scaling=rank;mode=alternating;seed=$seed"
+node site-e train --local --dp none --clip 1 --lora "$lora" --rounds 4 --steps 2 --batch 40 --learning-rate 0.5 --optimizer sgd \
+    --max-tokens 128 --out "$work/same-alone" >/dev/null
+ok "A and B are what one site alone ends with" python3 "$(dirname "$0")/check_halves.py" --same "$work/same-1" "$work/same-4" "$work/same-alone"
 stop_gently "${sites[@]}" aggregator
