@@ -32,8 +32,8 @@ enum kernel_isa { KERNEL_SCALAR, KERNEL_AVX2, KERNEL_AVX512, KERNEL_AVX512_VNNI,
 
 /* What the products with frozen weights (linear_*, cross entropy) multiply in; sums are always float32. BF16 rounds
  * both operands and needs KERNEL_AVX512_BF16, other tables compute F32 instead; but in linear_decode, which training
- * never calls, KERNEL_AVX512_VNNI and above then round x to 8 bits in runs of 32 (d = the run's largest/127) and
- * multiply it with the quants of quantised weights as they are. The LoRA path is always float32. */
+ * never calls, KERNEL_AVX512_VNNI and above then round x to 16 bits in runs of 32 (steps of the run's largest/32512)
+ * and multiply it with the quants of quantised weights as they are. The LoRA path is always float32. */
 enum kernel_precision { KERNEL_F32, KERNEL_BF16 };
 
 struct kernel_run {

@@ -1,7 +1,8 @@
 /*
  * Few rows against a frozen matrix: each thread decodes one row of W at a time and takes its dot products. In
- * KERNEL_BF16 precision, and with VNNI, quantised rows are not decoded: x is rounded to 8 bits in runs of 32, and the
- * products of quants are exact sums of integers, scaled run by run.
+ * KERNEL_BF16 precision, and with VNNI, quantised rows are not decoded: x is rounded to 16 bits in runs of 32, as two
+ * bytes each, and the products with the quants are exact sums of integers, scaled run by run. One byte each would be
+ * faster and changes what small models say.
  */
 #include "kernels/cpu/quants.h"
 
@@ -14,7 +15,7 @@ struct job {
     float *y;
     uint8_t *rows;
     size_t row_bytes;
-    const struct rounded *x8; /* (m) x in 8 bits, or NULL */
+    const struct rounded *rounded; /* (m) x in 16 bits, or NULL */
 };
 
 INLINE float dot(const float *a, const float *b, int32_t n)
@@ -37,19 +38,21 @@ INLINE float dot(const float *a, const float *b, int32_t n)
 #ifdef __AVX512VNNI__
 /* One row of x, run by run. */
 struct rounded {
-    const int8_t *q;      /* (runs, 32) */
-    const int32_t *start; /* (runs, 8): what the sums of four products each begin with: −bias·Σ q */
-    const float *pairs;   /* (runs, 2): the scale d, and d·Σ q of the run */
-    const float *d, *sum; /* (runs): the same apart */
+    const int8_t *high, *low; /* (runs, 32): q = 256·high + low */
+    const int32_t *start;     /* (runs, 8): what the sums of four products each begin with: −bias·Σ q */
+    const float *pairs;       /* (runs, 2): the scale d, and d·Σ q of the run */
+    const float *d, *sum;     /* (runs): the same apart */
 };
 
 /* Sums of four products each of a run, the bias gone. */
 INLINE __m256 run_sums(enum tensor_type type, const uint8_t *row, const struct rounded *x, size_t run)
 {
-    const __m256i q = _mm256_loadu_si256((const __m256i *)(const void *)(x->q + run * 32));
-    const __m256i start = quants_bias(type) ? _mm256_loadu_si256((const __m256i *)(const void *)(x->start + run * 8))
-                                            : _mm256_setzero_si256();
-    return _mm256_cvtepi32_ps(_mm256_dpbusd_epi32(start, quants_bytes(type, row, run), q));
+    const __m256i high = quants_load((const uint8_t *)x->high + run * 32);
+    const __m256i low = quants_load((const uint8_t *)x->low + run * 32), w = quants_bytes(type, row, run);
+    const __m256i start =
+        quants_bias(type) ? quants_load((const uint8_t *)(x->start + run * 8)) : _mm256_setzero_si256();
+    const __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), w, high);
+    return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(sums, 8), _mm256_dpbusd_epi32(start, w, low)));
 }
 
 INLINE float total(__m256 a, __m256 b)
@@ -166,25 +169,35 @@ static float dot_rounded(enum tensor_type type, const uint8_t *row, const struct
     }
 }
 
-/* Nearest of 255 steps of the run's largest value; a NaN or an infinity makes the row's results NaN. */
-static void round_run(const float *x, int bias, int8_t *q, int32_t *start, float *d, float *sum)
+INLINE __m512i round_half(__m512 steps, int8_t *high, int8_t *low)
 {
-    const __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16);
-    const float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
-    const float bad = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_sub_ps(low, low), _mm512_sub_ps(high, high)));
-    const __m512 by = _mm512_set1_ps(top > 0 ? 127 / top : 0);
-    const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(low, by)), b = _mm512_cvtps_epi32(_mm512_mul_ps(high, by));
-    _mm_storeu_si128((__m128i *)(void *)q, _mm512_cvtsepi32_epi8(a));
-    _mm_storeu_si128((__m128i *)(void *)(q + 16), _mm512_cvtsepi32_epi8(b));
-    const __m256i bytes = _mm256_loadu_si256((const __m256i *)(const void *)q);
-    const __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
-    _mm256_storeu_si256((__m256i *)(void *)start, _mm256_mullo_epi32(sums, _mm256_set1_epi32(-bias)));
-    *d = top / 127 + bad;
-    *sum = *d * (float)_mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+    const __m512i whole = _mm512_cvtps_epi32(steps);
+    const __m512 rest = _mm512_mul_ps(_mm512_sub_ps(steps, _mm512_cvtepi32_ps(whole)), _mm512_set1_ps(256));
+    const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(rest));
+    _mm_storeu_si128((__m128i *)(void *)high, _mm512_cvtsepi32_epi8(whole));
+    _mm_storeu_si128((__m128i *)(void *)low, bytes);
+    return _mm512_add_epi32(_mm512_slli_epi32(whole, 8), _mm512_cvtepi8_epi32(bytes));
 }
 
-/* Where this product may round x to 8 bits, does it; else j->x8 stays NULL. */
-static void round_input(const struct kernel_run *run, struct job *j, struct rounded x8[KERNEL_DECODE_ROWS],
+/* To steps of a 32512th of the run's largest value; a NaN or an infinity makes the row's results NaN. */
+static void round_run(const float *x, int bias, int8_t *high, int8_t *low, int32_t *start, float *d, float *sum)
+{
+    const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
+    const float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+    const float bad = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_sub_ps(a, a), _mm512_sub_ps(b, b)));
+    const __m512 by = _mm512_set1_ps(top > 0 ? 127 / top : 0);
+    const __m512i first = round_half(_mm512_mul_ps(a, by), high, low);
+    const __m512i second = round_half(_mm512_mul_ps(b, by), high + 16, low + 16);
+    const __m256i ones = _mm256_set1_epi8(1), zero = _mm256_setzero_si256();
+    __m256i sums = _mm256_slli_epi32(_mm256_dpbusd_epi32(zero, ones, quants_load((const uint8_t *)high)), 8);
+    sums = _mm256_dpbusd_epi32(sums, ones, quants_load((const uint8_t *)low));
+    _mm256_storeu_si256((__m256i *)(void *)start, _mm256_mullo_epi32(sums, _mm256_set1_epi32(-bias)));
+    *d = top / 127 / 256 + bad;
+    *sum = *d * (float)_mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
+}
+
+/* Where this product may round x to 16 bits, does it; else j->rounded stays NULL. */
+static void round_input(const struct kernel_run *run, struct job *j, struct rounded rounded[KERNEL_DECODE_ROWS],
                         uint8_t **next, const uint8_t *end)
 {
     const size_t runs = (size_t)j->w->in / 32;
@@ -192,18 +205,19 @@ static void round_input(const struct kernel_run *run, struct job *j, struct roun
     if (run->precision != KERNEL_BF16 || tensor_type_block(type) == 1 || type == TENSOR_Q2_K)
         return;
     for (int32_t r = 0; r < j->m; r++) {
-        int8_t *q = scratch_take(next, end, runs * 32);
+        int8_t *high = scratch_take(next, end, runs * 32), *low = scratch_take(next, end, runs * 32);
         int32_t *start = scratch_take(next, end, runs * 32);
         float *d = scratch_take(next, end, runs * 4), *sum = scratch_take(next, end, runs * 4);
         float *pairs = scratch_take(next, end, runs * 8);
         for (size_t i = 0; i < runs; i++) {
-            round_run(j->x + ((size_t)r * runs + i) * 32, quants_bias(type), q + i * 32, start + i * 8, d + i, sum + i);
+            round_run(j->x + ((size_t)r * runs + i) * 32, quants_bias(type), high + i * 32, low + i * 32, start + i * 8,
+                      d + i, sum + i);
             pairs[2 * i] = d[i];
             pairs[2 * i + 1] = sum[i];
         }
-        x8[r] = (struct rounded){q, start, pairs, d, sum};
+        rounded[r] = (struct rounded){high, low, start, pairs, d, sum};
     }
-    j->x8 = x8;
+    j->rounded = rounded;
 }
 #endif
 
@@ -250,9 +264,9 @@ static void decode_item(void *ctx, int item, int thread)
     for (int32_t o = item * OUTPUTS; o < end; o++, row += row_bytes) {
         float bias = j->bias ? j->bias[o] : 0.0f;
 #ifdef __AVX512VNNI__
-        if (j->x8) {
+        if (j->rounded) {
             for (int32_t i = 0; i < j->m; i++)
-                j->y[(ptrdiff_t)i * w->out + o] = dot_rounded(w->type, row, &j->x8[i], (size_t)w->in / 32) + bias;
+                j->y[(ptrdiff_t)i * w->out + o] = dot_rounded(w->type, row, &j->rounded[i], (size_t)w->in / 32) + bias;
             continue;
         }
 #endif
@@ -285,8 +299,8 @@ void ISA(linear_decode)(const struct kernel_run *run, int32_t m, const struct te
     j.row_bytes = align64((size_t)w->in * sizeof(float));
     j.rows = scratch_take(&next, end, j.row_bytes * (size_t)pool_threads(run->pool));
 #ifdef __AVX512VNNI__
-    struct rounded x8[KERNEL_DECODE_ROWS];
-    round_input(run, &j, x8, &next, end);
+    struct rounded rounded[KERNEL_DECODE_ROWS];
+    round_input(run, &j, rounded, &next, end);
 #endif
     pool_run(run->pool, (w->out + OUTPUTS - 1) / OUTPUTS, decode_item, &j);
 }
