@@ -1,6 +1,6 @@
 /*
  * GGUF files made to hurt: the classes of the published weaknesses of other loaders (llama.cpp's unless said
- * otherwise), each of which must end in an error that names the field. Files are written here byte by byte.
+ * otherwise; numbers as their short descriptions have it), each of which must end in an error that names the field. Files are written here byte by byte.
  * g: test_gguf.c, which damages a good file. t: test_tokenizer.c.
  *
  * class                                       | known from                              | tests
@@ -18,7 +18,7 @@
  * what was not read is used                   | CVE-2024-41130, CVE-2024-39720 (Ollama) | g: every_truncation
  * a dimension or a block of 0 divides         | GHSA-3p75-pq92-q28f, issue 8816         | test_dimensions, _types
  * an alignment of 0 divides, a huge one wraps | CVE-2025-0317 (Ollama), pull 24997      | test_alignments
- * a type's number outside the table           | CVE-2024-42478, pull 19856              | test_types, _arrays
+ * a type's number outside the table           | CVE-2024-42477, pull 19856              | test_types, _arrays
  * an empty key or name trips an assertion     | issue 24884                             | test_strings
  * a value of another type than is read        | pull 26690, CVE-2024-8063 (Ollama)      | test_value_types
  * heads, layers or widths of 0, or too many   | issue 2247, CVE-2025-0315 (Ollama)      | test_hyper_parameters

@@ -3,8 +3,10 @@
 
     make_chat.py SmolLM2.gguf > tests/golden/chat.json
 
-SmolLM2's template is read from the GGUF file. No package at hand carries the others; they stand here in the words of the
-published files, but for the parts about tools, images and other content than text, which are left out:
+SmolLM2's template is read from the GGUF file. No package at hand carries the others; they stand here as test vectors, as
+published but for the parts about tools, images and other content than text. Compared with copies in public repositories:
+Llama 3's whole; Qwen2.5's system message; Qwen3, Gemma 3 and GLM-4 (its Z1 relatives) in excerpts. Qwen2's and ChatML's
+were not compared with anything.
   Qwen2, Qwen2.5   tokenizer_config.json of Qwen/Qwen2-0.5B-Instruct and Qwen/Qwen2.5-0.5B-Instruct (Apache-2.0)
   Qwen3            tokenizer_config.json of Qwen/Qwen3-0.6B (Apache-2.0); ChatML below is Qwen3-Instruct-2507's for plain text
   Llama 3          tokenizer_config.json of meta-llama/Meta-Llama-3-8B-Instruct
