@@ -80,3 +80,19 @@ int json_fields_string(const struct json_fields *f, const char *name, const char
     *value = json_string_value(field);
     return 0;
 }
+
+size_t json_fields_count(struct span text)
+{
+    size_t count = 0;
+    bool quoted = false;
+    for (size_t i = 0; i < text.len; i++) {
+        const uint8_t c = text.ptr[i];
+        if (quoted && c == '\\')
+            i++;
+        else if (c == '"')
+            quoted = !quoted;
+        else if (!quoted)
+            count += c == ',' || c == '[' || c == '{';
+    }
+    return count;
+}

@@ -41,4 +41,8 @@ int MUST_USE json_fields_string(const struct json_fields *f, const char *name, c
 /* ERR_INTEGRITY: "<file>: <field> <what>". */
 int json_fields_fail(const struct json_fields *f, const char *name, const char *what);
 
+/* About how many values a JSON text holds, without parsing it: each takes about a hundred bytes once parsed, so a text
+ * of permitted length could still fill the memory. */
+size_t json_fields_count(struct span text);
+
 #endif

@@ -4,8 +4,7 @@
 #include "base/file.h"
 #include "base/reader.h"
 #include "kernels/tensor.h"
-
-#include <jansson.h>
+#include "model/formats/json_fields.h"
 
 #define NAME_BYTES_MAX 512u
 #define VALUES_PER_TENSOR_MAX (8u + SAFETENSORS_DIMS_MAX) /* of the header's JSON: 7, the dimensions, one to spare */
@@ -141,24 +140,6 @@ static void index_names(struct safetensors *f)
         qsort(f->by_name, f->count, sizeof *f->by_name, name_order);
 }
 
-/* Each value of a JSON text stands behind one of these, and takes about a hundred bytes when parsed: so many of them in
- * a header of permitted length would fill the memory. */
-static size_t count_values(struct span json)
-{
-    size_t count = 0;
-    bool quoted = false;
-    for (size_t i = 0; i < json.len; i++) {
-        const uint8_t c = json.ptr[i];
-        if (quoted && c == '\\')
-            i++;
-        else if (c == '"')
-            quoted = !quoted;
-        else if (!quoted)
-            count += c == ',' || c == '[' || c == '{';
-    }
-    return count;
-}
-
 /* The format allows nothing but texts in it. */
 static int check_metadata(const struct safetensors *f, json_t *metadata, struct error *err)
 {
@@ -217,7 +198,7 @@ static int parse_all(struct safetensors *f, struct error *err)
     const struct span header = reader_take(&r, (size_t)length);
     if (header.len == 0 || header.ptr[0] != '{')
         return error_set(err, ERR_INTEGRITY, "%s: the header is not a JSON object", f->name);
-    if (count_values(header) > (size_t)SAFETENSORS_TENSORS_MAX * VALUES_PER_TENSOR_MAX)
+    if (json_fields_count(header) > (size_t)SAFETENSORS_TENSORS_MAX * VALUES_PER_TENSOR_MAX)
         return error_set(err, ERR_INTEGRITY, "%s: the header holds more values than %u tensors have", f->name,
                          SAFETENSORS_TENSORS_MAX);
     f->header = json_loadb((const char *)header.ptr, header.len, JSON_REJECT_DUPLICATES, &problem);

@@ -4,9 +4,8 @@
  * What does not change the ids of a text without special tokens is passed over: post_processor, decoder, truncation,
  * padding. Everything else must be as one of the known tokenizers has it, or is refused.
  */
+#include "model/formats/json_fields.h"
 #include "model/formats/tokenizer_build.h"
-
-#include <jansson.h>
 
 struct json_reading {
     const char *name;
@@ -20,30 +19,13 @@ struct json_reading {
 
 /* ---- parsing within bounds ---- */
 
-/* Braces, brackets and commas outside strings: each value needs one, so they bound what the parser allocates. */
-static size_t count_marks(struct span text)
-{
-    size_t marks = 0;
-    bool inside = false;
-    for (size_t i = 0; i < text.len; i++) {
-        const uint8_t c = text.ptr[i];
-        if (inside && c == '\\')
-            i++;
-        else if (c == '"')
-            inside = !inside;
-        else if (!inside)
-            marks += c == '{' || c == '[' || c == ',';
-    }
-    return marks;
-}
-
 static int parse(const struct json_reading *r, const char *file, struct span text, size_t max, json_t **ret_root)
 {
     json_error_t problem;
     if (text.len > max)
         return error_set(r->err, ERR_RESOURCES, "%s: %s has %zu bytes, at most %zu are allowed", r->name, file,
                          text.len, max);
-    const size_t marks = count_marks(text);
+    const size_t marks = json_fields_count(text);
     if (marks > TOKENIZER_JSON_VALUES_MAX)
         return error_set(r->err, ERR_RESOURCES, "%s: %s holds about %zu values, at most %u are allowed", r->name, file,
                          marks, TOKENIZER_JSON_VALUES_MAX);
