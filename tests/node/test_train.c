@@ -5,53 +5,16 @@
 #include "node/train/adapter_config.h"
 #include "node/train/evaluate.h"
 #include "node/train/trainer.h"
+#include "tests/allocations.h"
 #include "tests/formats/fixtures.h"
 #include "tests/node/tiny_site.h"
 
 #include <math.h>
-#include <stdatomic.h>
 
 #define SEED "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
 #define TURNS "layers=0-1;targets=q,v;rank=4;alpha=16;scaling=rank;mode=alternating;seed=" SEED
 #define JOINT "layers=0-1;targets=q,v;rank=4;alpha=16;scaling=rank;mode=joint;seed=" SEED
 #define TEXT "layers=0-1;targets=q,v;rank=4;alpha=16;scaling=rank;mode=ffa;seed=" SEED
-
-/* --- allocation counters (linked with --wrap) --------------------------------------------------------------------- */
-
-static atomic_long allocations;
-
-void *__real_malloc(size_t n);
-void *__real_calloc(size_t n, size_t size);
-void *__real_realloc(void *p, size_t n);
-void *__real_aligned_alloc(size_t alignment, size_t n);
-void *__wrap_malloc(size_t n);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_realloc(void *p, size_t n);
-void *__wrap_aligned_alloc(size_t alignment, size_t n);
-
-void *__wrap_malloc(size_t n)
-{
-    atomic_fetch_add(&allocations, 1);
-    return __real_malloc(n);
-}
-
-void *__wrap_calloc(size_t n, size_t size)
-{
-    atomic_fetch_add(&allocations, 1);
-    return __real_calloc(n, size);
-}
-
-void *__wrap_realloc(void *p, size_t n)
-{
-    atomic_fetch_add(&allocations, 1);
-    return __real_realloc(p, n);
-}
-
-void *__wrap_aligned_alloc(size_t alignment, size_t n)
-{
-    atomic_fetch_add(&allocations, 1);
-    return __real_aligned_alloc(alignment, n);
-}
 
 static struct tiny_site tiny;
 static struct backend *backend; /* float32, whatever the site's is */
