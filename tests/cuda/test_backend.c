@@ -148,7 +148,8 @@ static void check_golden(enum kernel_precision precision, double tolerance)
     for (size_t i = 0; golden_files[i]; i++) {
         struct golden golden;
         golden_read(&golden, golden_files[i]);
-        for (int level = THOROUGH ? 0 : (int)i; level <= (THOROUGH ? 2 : (int)i); level++)
+        const int first = THOROUGH ? 0 : (int)(i % 3), last = THOROUGH ? 2 : first;
+        for (int level = first; level <= last; level++)
             check_training(&golden, be, level, tolerance);
         check_logits(&golden, be, tolerance);
         golden_release(&golden);

@@ -1,6 +1,7 @@
 /*
  * GGUF files made to hurt: the classes of the published weaknesses of other loaders (llama.cpp's unless said
- * otherwise; numbers as their short descriptions have it), each of which must end in an error that names the field. Files are written here byte by byte.
+ * otherwise; numbers as their short descriptions have it), each of which must end in an error that names the field.
+ * Files are written here byte by byte.
  * g: test_gguf.c, which damages a good file. t: test_tokenizer.c.
  *
  * class                                       | known from                              | tests
