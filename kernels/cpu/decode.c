@@ -1,8 +1,8 @@
 /*
- * Few rows against a frozen matrix: each thread decodes one row of W at a time and takes its dot products. In KERNEL_BF16
- * precision, and with VNNI, quantised rows are not decoded: x is rounded to 16 bits in runs of 32, as two bytes each, and
- * the products with the quants are exact sums of integers, scaled run by run. One byte each would be faster and changes
- * what small models say.
+ * Few rows against a frozen matrix: each thread decodes one row of W at a time and takes its dot products. In
+ * KERNEL_BF16 precision, and with VNNI, quantised rows are not decoded: x is rounded to 16 bits in runs of 32, as two
+ * bytes each, and the products with the quants are exact sums of integers, scaled run by run. One byte each would be
+ * faster and changes what small models say.
  */
 #include "kernels/cpu/quants.h"
 
@@ -40,8 +40,8 @@ INLINE float dot(const float *a, const float *b, int32_t n)
 struct rounded {
     const int8_t *high, *low; /* (runs, 32): q = 256·high + low */
     const int32_t *start;     /* (runs, 8): what the sums of four products each begin with: −bias·Σ q */
-    const float *pairs;   /* (runs, 2): the scale d, and d·Σ q of the run */
-    const float *d, *sum; /* (runs): the same apart */
+    const float *pairs;       /* (runs, 2): the scale d, and d·Σ q of the run */
+    const float *d, *sum;     /* (runs): the same apart */
 };
 
 /* Sums of four products each of a run, the bias gone. */
@@ -49,7 +49,8 @@ INLINE __m256 run_sums(enum tensor_type type, const uint8_t *row, const struct r
 {
     const __m256i high = quants_load((const uint8_t *)x->high + run * 32);
     const __m256i low = quants_load((const uint8_t *)x->low + run * 32), w = quants_bytes(type, row, run);
-    const __m256i start = quants_bias(type) ? quants_load((const uint8_t *)(x->start + run * 8)) : _mm256_setzero_si256();
+    const __m256i start =
+        quants_bias(type) ? quants_load((const uint8_t *)(x->start + run * 8)) : _mm256_setzero_si256();
     const __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), w, high);
     return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(sums, 8), _mm256_dpbusd_epi32(start, w, low)));
 }
