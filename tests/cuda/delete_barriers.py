@@ -32,7 +32,7 @@ C_SOURCES = [
     *(f"kernels/cpu/{name}.c"
       for name in ["tensor", "pool", "dispatch", "scratch", "clip", "reference", "reference_attention"]),
 ]
-SCALAR_ONLY = [f"-Dkernel_ops_{isa}=kernel_ops_scalar" for isa in ["avx2", "avx512", "avx512_bf16"]]
+SCALAR_ONLY = [f"-Dkernel_ops_{isa}=kernel_ops_scalar" for isa in ["avx2", "avx512", "avx512_vnni", "avx512_bf16"]]
 CARD_ONLY = re.compile(r"\bcuda[A-Z]\w+\(|\bcublas")
 TESTS = {}  # where a file's test is not test_FILE.cu, or not only: {"a.cu": ["test_b"]}
 TEST_C_SOURCES = ["tests/privacy/noise_reference.c"]
