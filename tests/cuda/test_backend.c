@@ -147,6 +147,8 @@ static void check_golden(enum kernel_precision precision, double tolerance)
     struct backend *be = open_cuda((struct backend_cuda_options){.precision = precision});
     for (size_t i = 0; golden_files[i]; i++) {
         struct golden golden;
+        if (!THOROUGH && precision == KERNEL_BF16 && i % 3 > 0)
+            continue; /* the same code as in float32, but for the products: minutes under sanitizers */
         golden_read(&golden, golden_files[i]);
         const int first = THOROUGH ? 0 : (int)(i % 3), last = THOROUGH ? 2 : first;
         for (int level = first; level <= last; level++)
