@@ -10,6 +10,7 @@
  * It is the part of a round's update that averaging changed: 0 but for float32 where one factor is frozen. No noise, no
  * clipping; AdamW, each site its own records in the order of the file.
  */
+#include "bench/checked.h"
 #include "bench/synthetic.h"
 #include "kernels/backend.h"
 #include "model/formats/chat.h"
@@ -49,17 +50,6 @@ static const struct option options[] = {
     {NULL, 0, NULL, 0},
 };
 
-static int number(const char *text, int low, int high)
-{
-    char *end;
-    const long value = strtol(text, &end, 10);
-    if (*end || value < low || value > high) {
-        fprintf(stderr, "averaging: %s is no number from %d to %d\n", text, low, high);
-        exit(2);
-    }
-    return (int)value;
-}
-
 static void parse(int argc, char **argv, struct settings *s)
 {
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
@@ -68,28 +58,28 @@ static void parse(int argc, char **argv, struct settings *s)
             s->model = optarg;
             break;
         case 'R':
-            s->rounds = number(optarg, 1, 1000);
+            s->rounds = bench_number(optarg, 1, 1000);
             break;
         case 'S':
-            s->steps = number(optarg, 1, 10000);
+            s->steps = bench_number(optarg, 1, 10000);
             break;
         case 'B':
-            s->batch = number(optarg, 1, 1024);
+            s->batch = bench_number(optarg, 1, 1024);
             break;
         case 'r':
-            s->rank = number(optarg, 1, LORA_RANK_MAX);
+            s->rank = bench_number(optarg, 1, LORA_RANK_MAX);
             break;
         case 'l':
             s->learning_rate = strtof(optarg, NULL);
             break;
         case 'L':
-            s->layers = number(optarg, 0, MODEL_LAYERS_MAX);
+            s->layers = bench_number(optarg, 0, MODEL_LAYERS_MAX);
             break;
         case 'g':
             s->targets = strcmp(optarg, "all") == 0 ? LORA_TARGETS_ALL : s->targets;
             break;
         case 't':
-            s->threads = number(optarg, 1, 256);
+            s->threads = bench_number(optarg, 1, 256);
             break;
         case 'j':
             s->json = true;
@@ -101,14 +91,6 @@ static void parse(int argc, char **argv, struct settings *s)
     if (!s->model || argc - optind < 2 || argc - optind > SITES_MAX) {
         fprintf(stderr, "averaging: --model and 2 to %d files of records are needed\n", SITES_MAX);
         exit(2);
-    }
-}
-
-static void check(int rc, const struct error *err)
-{
-    if (rc < 0) {
-        fprintf(stderr, "averaging: %s\n", err->message);
-        exit(1);
     }
 }
 
@@ -260,7 +242,19 @@ static void federated_round(struct run *r, const char *name, int round)
     fflush(stdout);
 }
 
-static struct rng constant_stream(void *ctx, uint32_t layer, enum lora_target target);
+static void fill(void *ctx, void *out, size_t len)
+{
+    uint8_t *bytes = out;
+    for (size_t i = 0; i < len; i++)
+        bytes[i] = (uint8_t)next_random(ctx);
+}
+
+static struct rng constant_stream(void *ctx, uint32_t layer, enum lora_target target)
+{
+    (void)layer;
+    (void)target;
+    return (struct rng){fill, ctx};
+}
 
 static void run_mode(struct run *r, const char *name, enum lora_mode mode, bool alternating)
 {
@@ -273,7 +267,7 @@ static void run_mode(struct run *r, const char *name, enum lora_mode mode, bool 
                                        .targets = s->targets};
     const struct optimizer_config adamw = {
         .kind = OPTIMIZER_ADAMW, .lr = s->learning_rate, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f};
-    check(lora_init(&r->lora, &config, &r->model->config, &err), &err);
+    bench_check(lora_init(&r->lora, &config, &r->model->config, &err), &err);
     uint64_t state = 1;
     lora_fill_a(&r->lora, constant_stream, &state);
     const size_t total = r->lora.trained_count + r->lora.frozen_count;
@@ -287,8 +281,8 @@ static void run_mode(struct run *r, const char *name, enum lora_mode mode, bool 
                                           .examples_max = s->batch,
                                           .example_tokens_max = TOKENS_MAX,
                                           .alternating = alternating};
-    check(train_new(&train_options, r->model, &r->lora, &r->train, &err), &err);
-    check(optimizer_init(&r->optimizer, &adamw, r->backend, mode == LORA_JOINT ? total : half, &err), &err);
+    bench_check(train_new(&train_options, r->model, &r->lora, &r->train, &err), &err);
+    bench_check(optimizer_init(&r->optimizer, &adamw, r->backend, mode == LORA_JOINT ? total : half, &err), &err);
     r->mean = take(total, sizeof *r->mean);
     struct factors *all[SITES_MAX + 2] = {&r->start, &r->average};
     for (int i = 0; i < r->sites; i++)
@@ -311,20 +305,6 @@ static void run_mode(struct run *r, const char *name, enum lora_mode mode, bool 
     lora_release(&r->lora);
 }
 
-static void fill(void *ctx, void *out, size_t len)
-{
-    uint8_t *bytes = out;
-    for (size_t i = 0; i < len; i++)
-        bytes[i] = (uint8_t)next_random(ctx);
-}
-
-static struct rng constant_stream(void *ctx, uint32_t layer, enum lora_target target)
-{
-    (void)layer;
-    (void)target;
-    return (struct rng){fill, ctx};
-}
-
 int main(int argc, char **argv)
 {
     struct settings s = {.rounds = 8,
@@ -341,18 +321,18 @@ int main(int argc, char **argv)
     struct pool *pool;
     struct error err = {0};
     parse(argc, argv, &s);
-    check(model_file_open(s.model, &file, &err), &err);
-    check(model_file_tokenizer(file, &tokenizer, &err), &err);
+    bench_check(model_file_open(s.model, &file, &err), &err);
+    bench_check(model_file_tokenizer(file, &tokenizer, &err), &err);
     r.model = model_file_model(file);
     r.sites = argc - optind;
     for (int i = 0; i < r.sites; i++) {
         const struct dataset_options data = {
             .tokenizer = tokenizer, .chat = {.system = CHAT_SYSTEM_NONE}, .tokens_max = TOKENS_MAX};
-        check(dataset_load(argv[optind + i], &data, &r.data[i], &err), &err);
+        bench_check(dataset_load(argv[optind + i], &data, &r.data[i], &err), &err);
     }
-    check(pool_new(s.threads, &pool, &err), &err);
-    check(backend_cpu_new(kernels_cpu(KERNEL_AVX512_BF16), pool, KERNEL_F32, &r.backend, &err), &err);
-    check(batch_init(&r.batch, TOKENS_MAX * s.batch, s.batch, &err), &err);
+    bench_check(pool_new(s.threads, &pool, &err), &err);
+    bench_check(backend_cpu_new(kernels_cpu(KERNEL_AVX512_BF16), pool, KERNEL_F32, &r.backend, &err), &err);
+    bench_check(batch_init(&r.batch, TOKENS_MAX * s.batch, s.batch, &err), &err);
     run_mode(&r, "joint", LORA_JOINT, false);
     run_mode(&r, "ffa", LORA_FFA, false);
     run_mode(&r, "alternating", LORA_FFA, true);

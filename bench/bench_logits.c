@@ -7,6 +7,7 @@
  * PATH: a GGUF file or a Hugging Face folder. Prints a line for each id: the logits that follow it. --random adapts all
  * linears of all layers with numbers that depend on their place only; --peft and --gguf write the adapter in that form.
  */
+#include "bench/checked.h"
 #include "model/formats/adapter.h"
 #include "model/formats/model_file.h"
 #include "model/infer.h"
@@ -38,14 +39,6 @@ static void stop(const char *what)
 {
     fprintf(stderr, "bench_logits: %s\n", what);
     exit(2);
-}
-
-static void check(int rc, const struct error *err)
-{
-    if (rc < 0) {
-        fprintf(stderr, "%s\n", err->message);
-        exit(1);
-    }
 }
 
 static void parse(int argc, char **argv, struct settings *s)
@@ -101,7 +94,7 @@ static void random_lora(const struct settings *s, const struct model *model, str
                                        .alpha = 7,
                                        .targets = LORA_TARGETS_ALL};
     uint32_t place = 0;
-    check(lora_init(lora, &config, &model->config, &err), &err);
+    bench_check(lora_init(lora, &config, &model->config, &err), &err);
     for (int32_t i = 0; i < lora->entry_count; i++) {
         const struct lora_entry *e = &lora->entries[i];
         fill(lora->trained + e->a_offset, (size_t)rank * (size_t)e->in, 1 / sqrtf((float)e->in), &place);
@@ -118,17 +111,17 @@ static void print_logits(const struct settings *s, const struct model *model, co
     struct infer *infer = NULL;
     struct kv_cache *cache = NULL;
     float *logits = malloc(sizeof *logits * (size_t)vocabulary);
-    check(pool_new(2, &pool, &err), &err);
-    check(backend_cpu_new(kernels_cpu(KERNEL_AVX512_BF16), pool, KERNEL_F32, &backend, &err), &err);
+    bench_check(pool_new(2, &pool, &err), &err);
+    bench_check(backend_cpu_new(kernels_cpu(KERNEL_AVX512_BF16), pool, KERNEL_F32, &backend, &err), &err);
     const struct infer_options infer_options = {
         .backend = backend, .rows_max = 64, .context_max = s->count, .rank_max = lora ? lora->config.rank : 0};
-    check(infer_new(&infer_options, model, &infer, &err), &err);
-    check(kv_cache_new(backend, model, s->count, &cache, &err), &err);
+    bench_check(infer_new(&infer_options, model, &infer, &err), &err);
+    bench_check(kv_cache_new(backend, model, s->count, &cache, &err), &err);
     if (!logits)
         stop("no memory");
     for (int32_t i = 0; i < s->count; i++) {
-        check(infer_extend(infer, lora, &(struct infer_extend){cache, &s->ids[i], 1}, 1, &err), &err);
-        check(infer_logits(infer, cache, logits, &err), &err);
+        bench_check(infer_extend(infer, lora, &(struct infer_extend){cache, &s->ids[i], 1}, 1, &err), &err);
+        bench_check(infer_logits(infer, cache, logits, &err), &err);
         for (int32_t v = 0; v < vocabulary; v++)
             printf("%.9g%c", (double)logits[v], v + 1 < vocabulary ? ' ' : '\n');
     }
@@ -146,19 +139,19 @@ int main(int argc, char **argv)
     struct lora lora = {0};
     struct error err = {0};
     parse(argc, argv, &s);
-    check(model_file_open(s.model, &file, &err), &err);
+    bench_check(model_file_open(s.model, &file, &err), &err);
     const struct model *model = model_file_model(file);
     if (s.adapter)
-        check(adapter_import(s.adapter, &model->config, LORA_JOINT, &lora, &err), &err);
+        bench_check(adapter_import(s.adapter, &model->config, LORA_JOINT, &lora, &err), &err);
     else if (s.random)
         random_lora(&s, model, &lora);
     const bool adapted = s.adapter || s.random;
     if (!adapted && (s.peft || s.gguf))
         stop("--peft and --gguf write the adapter of --adapter or --random");
     if (s.peft)
-        check(adapter_export_peft(&lora, &model->config, s.peft, "base", &err), &err);
+        bench_check(adapter_export_peft(&lora, &model->config, s.peft, "base", &err), &err);
     if (s.gguf)
-        check(adapter_export_gguf(&lora, &model->config, s.gguf, &err), &err);
+        bench_check(adapter_export_gguf(&lora, &model->config, s.gguf, &err), &err);
     print_logits(&s, model, adapted ? &lora : NULL);
     lora_release(&lora);
     model_file_close(file);

@@ -11,6 +11,7 @@
  * --ids writes the chunks' ids as little-endian i32, so that a peer scores the very same tokens.
  */
 #include "base/file.h"
+#include "bench/checked.h"
 #include "kernels/backend.h"
 #include "model/formats/model_file.h"
 #include "model/infer.h"
@@ -42,17 +43,6 @@ static const struct option options[] = {
     {NULL, 0, NULL, 0},
 };
 
-static int number(const char *text, int low, int high)
-{
-    char *end;
-    long value = strtol(text, &end, 10);
-    if (*end || value < low || value > high) {
-        fprintf(stderr, "perplexity: %s is no number from %d to %d\n", text, low, high);
-        exit(2);
-    }
-    return (int)value;
-}
-
 static void parse(int argc, char **argv, struct settings *s)
 {
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
@@ -67,13 +57,13 @@ static void parse(int argc, char **argv, struct settings *s)
             s->ids = optarg;
             break;
         case 'c':
-            s->context = number(optarg, 2, 65536);
+            s->context = bench_number(optarg, 2, 65536);
             break;
         case 'n':
-            s->chunks = number(optarg, 1, 1 << 20);
+            s->chunks = bench_number(optarg, 1, 1 << 20);
             break;
         case 'T':
-            s->threads = number(optarg, 1, 256);
+            s->threads = bench_number(optarg, 1, 256);
             break;
         case 'p':
             s->precision = strcmp(optarg, "bf16") == 0 ? KERNEL_BF16 : KERNEL_F32;
@@ -94,14 +84,6 @@ static void parse(int argc, char **argv, struct settings *s)
     }
 }
 
-static void check(int rc, const struct error *err)
-{
-    if (rc < 0) {
-        fprintf(stderr, "perplexity: %s\n", err->message);
-        exit(1);
-    }
-}
-
 /* All chunks' ids, whole chunks only. */
 static int32_t *make_chunks(const struct settings *s, const struct tokenizer *tokenizer, int *ret_chunks)
 {
@@ -111,8 +93,8 @@ static int32_t *make_chunks(const struct settings *s, const struct tokenizer *to
     const int32_t bos = tokenizer_bos(tokenizer);
     const size_t plain = (size_t)s->context - (bos >= 0);
     buffer_init(&text, TEXT_BYTES_MAX);
-    check(file_read(s->text, &text, &err), &err);
-    check(tokenizer_encode(tokenizer, buffer_span(&text), 0, &list, &err), &err);
+    bench_check(file_read(s->text, &text, &err), &err);
+    bench_check(tokenizer_encode(tokenizer, buffer_span(&text), 0, &list, &err), &err);
     size_t chunks = list.count / plain;
     chunks = chunks < (size_t)s->chunks ? chunks : (size_t)s->chunks;
     int32_t *ids = calloc(chunks + 1, (size_t)s->context * sizeof *ids);
@@ -150,8 +132,8 @@ static double chunk_one_by_one(struct infer *infer, struct kv_cache *cache, cons
     double sum = 0;
     for (int32_t t = 0; t + 1 < context; t++) {
         struct infer_extend one = {cache, chunk + t, 1};
-        check(infer_extend(infer, NULL, &one, 1, &err), &err);
-        check(infer_logits(infer, cache, logits, &err), &err);
+        bench_check(infer_extend(infer, NULL, &one, 1, &err), &err);
+        bench_check(infer_logits(infer, cache, logits, &err), &err);
         sum += loss_of(logits, vocabulary, chunk[t + 1]);
     }
     return sum;
@@ -169,8 +151,8 @@ static double score(const struct settings *s, struct backend *backend, const str
         exit(1);
     const struct infer_options options_ = {
         .backend = backend, .rows_max = s->context, .context_max = s->context, .rank_max = 0};
-    check(infer_new(&options_, model, &infer, &err), &err);
-    check(kv_cache_new(backend, model, s->context, &cache, &err), &err);
+    bench_check(infer_new(&options_, model, &infer, &err), &err);
+    bench_check(kv_cache_new(backend, model, s->context, &cache, &err), &err);
     for (int i = 0; i < chunks; i++) {
         const int32_t *chunk = ids + (size_t)i * (size_t)s->context;
         struct infer_extend first = {cache, chunk, 1};
@@ -180,8 +162,8 @@ static double score(const struct settings *s, struct backend *backend, const str
             sum += chunk_one_by_one(infer, cache, chunk, s->context, logits, model->config.vocabulary);
             continue;
         }
-        check(infer_extend(infer, NULL, &first, 1, &err), &err);
-        check(infer_score(infer, NULL, &rest, 1, &err), &err);
+        bench_check(infer_extend(infer, NULL, &first, 1, &err), &err);
+        bench_check(infer_score(infer, NULL, &rest, 1, &err), &err);
         sum -= rest.log_likelihood;
     }
     free(logits);
@@ -200,14 +182,14 @@ int main(int argc, char **argv)
     struct error err = {0};
     int chunks;
     parse(argc, argv, &s);
-    check(model_file_open(s.model, &file, &err), &err);
-    check(model_file_tokenizer(file, &tokenizer, &err), &err);
-    check(pool_new(s.threads, &pool, &err), &err);
-    check(backend_cpu_new(kernels_cpu(KERNEL_AVX512_BF16), pool, s.precision, &backend, &err), &err);
+    bench_check(model_file_open(s.model, &file, &err), &err);
+    bench_check(model_file_tokenizer(file, &tokenizer, &err), &err);
+    bench_check(pool_new(s.threads, &pool, &err), &err);
+    bench_check(backend_cpu_new(kernels_cpu(KERNEL_AVX512_BF16), pool, s.precision, &backend, &err), &err);
     int32_t *ids = make_chunks(&s, tokenizer, &chunks);
     if (s.ids)
-        check(file_write_atomic(s.ids, span_of(ids, (size_t)chunks * (size_t)s.context * sizeof *ids), 0644, &err),
-              &err);
+        bench_check(
+            file_write_atomic(s.ids, span_of(ids, (size_t)chunks * (size_t)s.context * sizeof *ids), 0644, &err), &err);
     const double mean = score(&s, backend, model_file_model(file), ids, chunks);
     if (s.json)
         printf("{\"model\":\"%s\",\"backend\":\"%s\",\"context\":%d,\"chunks\":%d,\"mean_nats\":%.6f,\"perplexity\":%."
