@@ -148,7 +148,7 @@ int file_map(const char *path, struct span *ret_map, struct error *err)
 {
     struct stat st;
     void *at;
-    int rc = 0, fd = open(path, O_RDONLY | O_CLOEXEC);
+    int rc = 0, fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* opening a pipe must not wait for its writer */
 
     if (fd < 0)
         return error_set(err, errno_code(), "%s: cannot open: %s", path, strerror(errno));

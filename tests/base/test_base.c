@@ -8,6 +8,7 @@
 
 #include "tests/check.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 static void test_round_trip(void)
@@ -98,6 +99,9 @@ static void test_files(void)
     buffer_init(&b, 5);
     CHECK(file_read(path, &b, &err) == ERR_RESOURCES && strstr(err.message, "limit of 5") != NULL);
     buffer_release(&b);
+    char pipe_path[160];
+    snprintf(pipe_path, sizeof pipe_path, "%s.pipe", path);
+    CHECK(mkfifo(pipe_path, 0600) == 0 && file_map(pipe_path, &map, &err) == ERR_CONFIG && unlink(pipe_path) == 0);
     CHECK(file_map(path, &map, &err) == 0 && map.len == 6);
     file_unmap(map);
     unlink(path);
