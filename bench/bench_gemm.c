@@ -86,8 +86,10 @@ static void spin(enum kernel_isa isa, bool bf16)
     __asm__ volatile("vxorps %%ymm0, %%ymm0, %%ymm0\n vxorps %%ymm1, %%ymm1, %%ymm1" ::: "xmm0", "xmm1");
     if (isa == KERNEL_AVX2)
         SPIN("vfmadd231ps", "ymm");
-    else if (bf16)
+    else if (bf16 && isa == KERNEL_AVX512_BF16)
         SPIN("vdpbf16ps", "zmm");
+    else if (bf16)
+        SPIN("vpdpwssd", "zmm");
     else
         SPIN("vfmadd231ps", "zmm");
 }
@@ -151,8 +153,9 @@ int main(int argc, char **argv)
         } else if (more && strcmp(argv[i], "--rows") == 0) {
             b.m = (int32_t)strtol(argv[++i], NULL, 10);
         } else if (!more || strcmp(argv[i], "--isa") != 0 || !kernel_isa_parse(argv[++i], &isa)) {
-            fprintf(stderr, "usage: bench_gemm [--threads N] [--isa scalar|avx2|avx512|avx512-bf16] [--rows M] "
-                            "[--json]\n");
+            fprintf(stderr,
+                    "usage: bench_gemm [--threads N] [--isa scalar|avx2|avx512|avx512-vnni|avx512-bf16] [--rows M] "
+                    "[--json]\n");
             return 2;
         }
     }
@@ -181,7 +184,7 @@ int main(int argc, char **argv)
     }
     fill(&b, floats, weights);
     table(&b, KERNEL_F32);
-    if (b.ops->isa == KERNEL_AVX512_BF16)
+    if (b.ops->isa >= KERNEL_AVX512_VNNI) /* rounded to what the table multiplies fastest */
         table(&b, KERNEL_BF16);
     pool_free(pool);
     free(b.run.scratch);

@@ -30,10 +30,13 @@
 enum kernel_isa { KERNEL_SCALAR, KERNEL_AVX2, KERNEL_AVX512, KERNEL_AVX512_VNNI, KERNEL_AVX512_BF16 };
 #define KERNEL_ISA_BEST KERNEL_AVX512_BF16
 
-/* What the products with frozen weights (linear_*, cross entropy) multiply in; sums are always float32. BF16 rounds
- * both operands and needs KERNEL_AVX512_BF16, other tables compute F32 instead; but in linear_decode, which training
- * never calls, KERNEL_AVX512_VNNI and above then round x to 16 bits in runs of 32 (steps of the run's largest/32512)
- * and multiply it with the quants of quantised weights as they are. The LoRA path is always float32. */
+/* What the products with frozen weights (linear_*, cross entropy) multiply in; sums are always float32, and so is the
+ * LoRA path. KERNEL_BF16 rounds both operands, tables below KERNEL_AVX512_VNNI compute F32 instead:
+ * - KERNEL_AVX512_BF16 to bfloat16;
+ * - KERNEL_AVX512_VNNI to whole steps of the largest magnitude in each run of 128 along the summed dimension, from its
+ *   start: 8191 steps for x and dy, 2047 for weights. Runs all below 1e-30 become zeros. Under half bfloat16's error;
+ * - in linear_decode, which training never calls, both instead round x to 16 bits in runs of 32 (steps of the run's
+ *   largest/32512) and multiply it with the quants of quantised weights as they are. */
 enum kernel_precision { KERNEL_F32, KERNEL_BF16 };
 
 struct kernel_run {

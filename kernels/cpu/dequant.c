@@ -104,3 +104,10 @@ void ISA(dequantise)(enum tensor_type type, const uint8_t *row, size_t first, si
             decode_run32(type, row, i, out);
     }
 }
+
+void ISA(dequantise_rows)(enum tensor_type type, const uint8_t *row, ptrdiff_t row_bytes, int32_t rows, size_t first,
+                          size_t n, float *out, ptrdiff_t stride)
+{
+    for (int32_t i = 0; i < rows; i++)
+        ISA(dequantise)(type, row + i * row_bytes, first, n, out + i * stride);
+}

@@ -74,7 +74,7 @@ void ISA(cross_entropy)(const struct kernel_run *run, const struct tensor *w, co
                          .alpha = 1,
                          .c = logits,
                          .ldc = stride,
-                         .bf16 = use_bf16(run)};
+                         .rounded = may_round(run)};
         ISA(gemm)(&inner, &g);
         struct job j = {.labels = labels,
                         .first = first,
@@ -95,7 +95,7 @@ void ISA(cross_entropy)(const struct kernel_run *run, const struct tensor *w, co
                           .alpha = 1,
                           .c = rows,
                           .ldc = in,
-                          .bf16 = use_bf16(run)};
+                          .rounded = may_round(run)};
         ISA(gemm)(&inner, &g);
         for (int32_t i = 0; i < count; i++)
             memcpy(dx + (ptrdiff_t)label_row(labels, first + i) * in, rows + (ptrdiff_t)i * in,

@@ -17,7 +17,7 @@ void ISA(linear_forward)(const struct kernel_run *run, int32_t m, const struct t
                      .accumulate = accumulate,
                      .c = y,
                      .ldc = w->out,
-                     .bf16 = use_bf16(run)};
+                     .rounded = may_round(run)};
     ISA(gemm)(run, &g);
 }
 
@@ -35,7 +35,7 @@ void ISA(linear_backward)(const struct kernel_run *run, int32_t m, const struct 
                      .accumulate = accumulate,
                      .c = dx,
                      .ldc = w->in,
-                     .bf16 = use_bf16(run)};
+                     .rounded = may_round(run)};
     ISA(gemm)(run, &g);
 }
 

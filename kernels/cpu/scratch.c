@@ -13,14 +13,19 @@ size_t gemm_thread_bytes(int32_t k)
     return align64(tile + depth * GEMM_COLUMNS * sizeof(float));
 }
 
+static size_t rounded_scales(int32_t m, int32_t k)
+{
+    return align64((size_t)m * ((size_t)k / INT16_DEPTH + 1) * sizeof(float));
+}
+
 size_t kernels_linear_scratch(int threads, int32_t m, int32_t out, int32_t in)
 {
     int32_t k = larger(out, in);
-    size_t bf16 = align64((size_t)m * ((size_t)k + 2) * 2);
+    size_t rounded = align64((size_t)m * ((size_t)k + 2) * 2) + rounded_scales(m, k);
     /* A decoded row a thread; or KERNEL_DECODE_ROWS rows of x in 16 bits, 112 bytes a run of 32. */
     size_t decode = (size_t)threads * align64((size_t)k * sizeof(float));
     decode += KERNEL_DECODE_ROWS * ((size_t)k / 32 * 112 + 6 * 64);
-    return (size_t)threads * gemm_thread_bytes(k) + bf16 + decode + 64;
+    return (size_t)threads * gemm_thread_bytes(k) + rounded + decode + 64;
 }
 
 /* Per thread: keys and values transposed, two blocks of scores, one row of decoding scores; and dk, dv of each head. */
@@ -57,5 +62,6 @@ size_t kernels_head_scratch(int threads, int32_t label_rows, int32_t vocabulary,
     size_t rows = align64(chunk * (size_t)in * sizeof(float));
     return rows + align64(logits * sizeof(float)) + 64 +
            kernels_linear_scratch(threads, (int32_t)chunk, in, in) + /* packing the forward product */
-           (size_t)threads * gemm_thread_bytes(vocabulary) + align64(chunk * ((size_t)vocabulary + 2) * 2);
+           (size_t)threads * gemm_thread_bytes(vocabulary) + align64(chunk * ((size_t)vocabulary + 2) * 2) +
+           rounded_scales((int32_t)chunk, vocabulary);
 }

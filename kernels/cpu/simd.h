@@ -232,7 +232,7 @@ INLINE vec vec_exp(vec x)
  * One product C (m, n) = alpha·A·B + bias (+ C). A(i, k) is a[i·a_row + k·a_k]. B comes from w, packed per call
  * (transposed: B = Wᵀ, so n = out, k = in; else n = in, k = out), or, if w is NULL, from b with rows ldb apart.
  * Each C(i, j) is the sum over k in order, fused, from zero, at most GEMM_DEPTH deep, then added: nothing about the
- * other rows or the partition enters. a16, if not NULL, is scratch for A in bfloat16 and selects that product.
+ * other rows or the partition enters. rounded: both operands are, as gemm.h says.
  */
 struct gemm {
     int32_t m, n, k;
@@ -247,13 +247,13 @@ struct gemm {
     bool accumulate;
     float *c;
     ptrdiff_t ldc;
-    bool bf16;
+    bool rounded; /* only where may_round() */
 };
 
-/* bfloat16 needs the instructions and is asked for by the run. */
-INLINE bool use_bf16(const struct kernel_run *run)
+/* Rounding needs the instructions and is asked for by the run. */
+INLINE bool may_round(const struct kernel_run *run)
 {
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
     return run->precision == KERNEL_BF16;
 #else
     (void)run;
@@ -283,6 +283,9 @@ void ISA(gemm_panel)(const struct gemm_panel *g);
 void ISA(pack_transposed)(const float *src, ptrdiff_t stride, int32_t rows, int32_t k, float *panel);
 
 void ISA(dequantise)(enum tensor_type type, const uint8_t *row, size_t first, size_t n, float *out);
+/* The same values of `rows` rows that are row_bytes apart, to rows of out that are stride floats apart. */
+void ISA(dequantise_rows)(enum tensor_type type, const uint8_t *row, ptrdiff_t row_bytes, int32_t rows, size_t first,
+                          size_t n, float *out, ptrdiff_t stride);
 
 /* The operations of this instruction set, for table.c. */
 void ISA(linear_forward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *bias,
