@@ -47,10 +47,6 @@ static void q2_run(const uint8_t *b, int j, float *out)
 static void floats(enum tensor_type type, const uint8_t *row, size_t first, size_t n, float *out)
 {
     size_t i = 0;
-    if (type == TENSOR_F32) {
-        memcpy(out, row + first * 4, n * 4);
-        return;
-    }
     const uint8_t *p = row + first * 2;
     for (; i + 8 <= n; i += 8) {
         __m128i x = _mm_loadu_si128((const __m128i *)(const void *)(p + i * 2));
@@ -62,52 +58,37 @@ static void floats(enum tensor_type type, const uint8_t *row, size_t first, size
         out[i] = type == TENSOR_F16 ? quants_half(p + i * 2) : bfloat_to_float(p + i * 2);
 }
 
-void ISA(dequantise)(enum tensor_type type, const uint8_t *row, size_t first, size_t n, float *out)
-{
-    if (type == TENSOR_F32 || type == TENSOR_F16 || type == TENSOR_BF16) {
-        floats(type, row, first, n, out);
-        return;
-    }
-    assert(first % 32 == 0 && n % 32 == 0);
-    const size_t run = first / 32, end = run + n / 32;
-    switch (type) {
-    case TENSOR_Q4_0:
-        runs(TENSOR_Q4_0, row, run, end, out);
-        break;
-    case TENSOR_Q4_1:
-        runs(TENSOR_Q4_1, row, run, end, out);
-        break;
-    case TENSOR_Q5_0:
-        runs(TENSOR_Q5_0, row, run, end, out);
-        break;
-    case TENSOR_Q5_1:
-        runs(TENSOR_Q5_1, row, run, end, out);
-        break;
-    case TENSOR_Q8_0:
-        runs(TENSOR_Q8_0, row, run, end, out);
-        break;
-    case TENSOR_Q4_K:
-        runs(TENSOR_Q4_K, row, run, end, out);
-        break;
-    case TENSOR_Q5_K:
-        runs(TENSOR_Q5_K, row, run, end, out);
-        break;
-    case TENSOR_Q2_K:
-        for (size_t i = run; i < end; i++, out += 32)
-            q2_run(row + i / 8 * 84, (int)(i % 8), out);
-        break;
-    case TENSOR_Q6_K:
-        runs(TENSOR_Q6_K, row, run, end, out);
-        break;
-    default:
-        for (size_t i = run; i < end; i++, out += 32)
-            decode_run32(type, row, i, out);
-    }
-}
+/* One type's loop over rows. */
+#define ROWS(type, decode)                                                                                             \
+    case type:                                                                                                         \
+        for (int32_t i = 0; i < rows; i++, row += row_bytes, out += stride)                                            \
+            decode;                                                                                                    \
+        break
 
 void ISA(dequantise_rows)(enum tensor_type type, const uint8_t *row, ptrdiff_t row_bytes, int32_t rows, size_t first,
                           size_t n, float *out, ptrdiff_t stride)
 {
-    for (int32_t i = 0; i < rows; i++)
-        ISA(dequantise)(type, row + i * row_bytes, first, n, out + i * stride);
+    const size_t run = first / 32, end = run + n / 32;
+    assert(tensor_type_block(type) == 1 || (first % 32 == 0 && n % 32 == 0));
+    switch (type) {
+        ROWS(TENSOR_Q4_0, runs(TENSOR_Q4_0, row, run, end, out));
+        ROWS(TENSOR_Q4_1, runs(TENSOR_Q4_1, row, run, end, out));
+        ROWS(TENSOR_Q5_0, runs(TENSOR_Q5_0, row, run, end, out));
+        ROWS(TENSOR_Q5_1, runs(TENSOR_Q5_1, row, run, end, out));
+        ROWS(TENSOR_Q8_0, runs(TENSOR_Q8_0, row, run, end, out));
+        ROWS(TENSOR_Q4_K, runs(TENSOR_Q4_K, row, run, end, out));
+        ROWS(TENSOR_Q5_K, runs(TENSOR_Q5_K, row, run, end, out));
+        ROWS(TENSOR_Q6_K, runs(TENSOR_Q6_K, row, run, end, out));
+        ROWS(TENSOR_Q2_K,
+             for (size_t k = run; k < end; k++) q2_run(row + k / 8 * 84, (int)(k % 8), out + (k - run) * 32));
+        ROWS(TENSOR_F32, memcpy(out, row + first * 4, n * 4));
+    default: /* 16 bits */
+        for (int32_t i = 0; i < rows; i++, row += row_bytes, out += stride)
+            floats(type, row, first, n, out);
+    }
+}
+
+void ISA(dequantise)(enum tensor_type type, const uint8_t *row, size_t first, size_t n, float *out)
+{
+    ISA(dequantise_rows)(type, row, 0, 1, first, n, out, 0);
 }

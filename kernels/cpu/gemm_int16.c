@@ -32,9 +32,34 @@ INLINE void run_scales(__m512i largest, float steps, __m512 *by, __m512 *scale)
     *scale = _mm512_mask_mov_ps(*scale, bad, _mm512_set1_ps(NAN));
 }
 
-/* n ≤ INT16_DEPTH floats; an odd last one gets a zero partner. */
+/* INT16_DEPTH floats. */
+INLINE float round_whole_run(const float *src, float steps, int16_t *dst)
+{
+    enum { VECTORS = INT16_DEPTH / 16 };
+    __m512 x[VECTORS], by, scale;
+    __m512i largest = _mm512_setzero_si512();
+    /* packs works within quarters of a vector: this puts its 8-byte pieces in order. */
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+#pragma GCC unroll 8
+    for (int i = 0; i < VECTORS; i++) {
+        x[i] = _mm512_loadu_ps(src + i * 16);
+        largest = _mm512_max_epu32(largest, magnitude(x[i]));
+    }
+    run_scales(_mm512_set1_epi32((int)_mm512_reduce_max_epu32(largest)), steps, &by, &scale);
+#pragma GCC unroll 4
+    for (int i = 0; i < VECTORS; i += 2) {
+        const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(x[i], by));
+        const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(x[i + 1], by));
+        _mm512_storeu_si512(dst + i * 16, _mm512_permutexvar_epi64(order, _mm512_packs_epi32(low, high)));
+    }
+    return _mm512_cvtss_f32(scale);
+}
+
+/* n ≤ INT16_DEPTH floats; an odd last one gets a zero partner. dst may begin where src does. */
 INLINE float round_run(const float *src, int32_t n, float steps, int16_t *dst)
 {
+    if (n == INT16_DEPTH)
+        return round_whole_run(src, steps, dst);
     __m512i largest = _mm512_setzero_si512();
     for (int32_t i = 0; i < n; i += 16)
         largest = _mm512_max_epu32(largest, magnitude(vec_load_mask(src + i, vec_mask(n - i))));
