@@ -40,9 +40,9 @@ size_t kernels_attention_scratch(int threads, const struct attention_shape *shap
     return (size_t)threads * (2 * packed + 2 * scores + decode + 256) + align64(sums * sizeof(float)) + 64;
 }
 
-/* Each chunk decodes all of the head's weights, twice: many rows, but logits of no more than 64 MB. */
-#define HEAD_LOGITS_MAX 16777216
-#define HEAD_ROWS_MAX 256
+/* Each chunk decodes all of the head's weights, twice: many rows, but logits of no more than 128 MB. */
+#define HEAD_LOGITS_MAX 33554432
+#define HEAD_ROWS_MAX 512
 #define HEAD_ROWS_MIN 8
 
 int32_t head_chunk_rows(int32_t label_rows, int32_t vocabulary)
