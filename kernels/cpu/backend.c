@@ -7,6 +7,7 @@
 #include "kernels/cpu/internal.h"
 
 #include <math.h>
+#include <sys/mman.h>
 
 struct cpu {
     struct backend base;
@@ -43,14 +44,27 @@ static void cpu_free(struct backend *be)
     free(c);
 }
 
+/* Large blocks begin at a large page and ask for such: walks through activations then miss fewer address translations. */
+#define LARGE_PAGE ((size_t)2 << 20)
+
+static void *block_new(size_t bytes)
+{
+    const size_t unit = bytes >= 2 * LARGE_PAGE ? LARGE_PAGE : 64, size = (bytes + unit - 1) / unit * unit;
+    void *at = size < bytes ? NULL : aligned_alloc(unit, size ? size : unit);
+#ifdef MADV_HUGEPAGE
+    if (at && unit == LARGE_PAGE)
+        (void)madvise(at, size, MADV_HUGEPAGE); /* only a hint: without, pages are small */
+#endif
+    return at;
+}
+
 static int cpu_alloc(struct backend *be, size_t bytes, void **ret, struct error *err)
 {
-    const size_t size = align64(bytes ? bytes : 1);
+    void *at = block_new(bytes);
     (void)be;
-    void *at = size < bytes ? NULL : aligned_alloc(64, size);
     if (!at)
         return error_set(err, ERR_RESOURCES, "no memory for %zu MB", bytes >> 20);
-    memset(at, 0, size);
+    memset(at, 0, bytes);
     *ret = at;
     return 0;
 }
@@ -96,7 +110,7 @@ static int grow(uint8_t **block, size_t *have, size_t pieces, size_t want, struc
 {
     if (want <= *have)
         return 0;
-    uint8_t *memory = aligned_alloc(64, align64(want) * pieces);
+    uint8_t *memory = block_new(align64(want) * pieces);
     if (!memory)
         return error_set(err, ERR_RESOURCES, "no memory for %zu MB of work space", (want * pieces) >> 20);
     memset(memory, 0, align64(want) * pieces);
