@@ -30,10 +30,9 @@
 enum kernel_isa { KERNEL_SCALAR, KERNEL_AVX2, KERNEL_AVX512, KERNEL_AVX512_VNNI, KERNEL_AVX512_BF16 };
 #define KERNEL_ISA_BEST KERNEL_AVX512_BF16
 
-/* What the products with frozen weights (linear_*, cross entropy) multiply in; sums are always float32. BF16 rounds
- * both operands and needs KERNEL_AVX512_BF16, other tables compute F32 instead; but in linear_decode, which training
- * never calls, KERNEL_AVX512_VNNI and above then round x to 16 bits in runs of 32 (steps of the run's largest/32512)
- * and multiply it with the quants of quantised weights as they are. The LoRA path is always float32. */
+/* What the products with frozen weights (linear_forward, linear_backward, cross entropy) multiply in; sums are always
+ * float32. BF16 rounds both operands and needs KERNEL_AVX512_BF16, other tables compute F32 instead. linear_decode and
+ * the LoRA path are always float32. */
 enum kernel_precision { KERNEL_F32, KERNEL_BF16 };
 
 struct kernel_run {
@@ -87,6 +86,13 @@ struct clip_result {
     int32_t shrinks; /* times that the exact check made c smaller; 0 in practice */
 };
 
+/* One of linear_decode's products: y = x·Wᵀ + bias. */
+struct served_linear {
+    const struct tensor *w;
+    const float *bias; /* (w->out) or NULL */
+    float *y;          /* (m, w->out) */
+};
+
 struct adamw_params {
     float lr, beta1, beta2, eps, weight_decay;
     int64_t step; /* of this update, from 1 */
@@ -104,10 +110,15 @@ struct kernel_ops {
     /* dx = dy·W, or dx += … if accumulate. dy (M, out), dx (M, in). */
     void (*linear_backward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *dy, float *dx,
                             bool accumulate);
-    /* The forward product for few rows (decoding, 1 ≤ m ≤ KERNEL_DECODE_ROWS): reads W once. Rounds otherwise than
-     * linear_forward: float32, or in KERNEL_BF16 as said there. Also the logits of a row. */
-    void (*linear_decode)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *bias,
-                          const float *x, float *y);
+    /* The forward products of few rows (decoding, 1 ≤ m ≤ KERNEL_DECODE_ROWS) with `count` matrices of the same width:
+     * reads each once. Sums in another order than linear_forward. Also the logits of a row. */
+    void (*linear_decode)(const struct kernel_run *run, int32_t m, int32_t count, const struct served_linear *linears,
+                          const float *x);
+    /* A copy of W for answering: with w->interleaved = to, linear_decode reads only it, at the memory's speed, and
+     * linear_forward takes it too, with the same bits as from data. `to` has interleaved_bytes and is best aligned to
+     * 64; 0 bytes: this table reads the type as it is, and interleave must not be called. No scratch. */
+    size_t (*interleaved_bytes)(const struct tensor *w);
+    void (*interleave)(const struct kernel_run *run, const struct tensor *w, void *to);
 
     /* --- LoRA: y += s·(x·Aᵀ)·Bᵀ. A (r, in), B (out, r) float32 ------------------------------- linear scratch --- */
 

@@ -39,10 +39,17 @@ static void linear_backward(const struct kernel_run *run, int32_t m, const struc
     }
 }
 
-static void linear_decode(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *bias,
-                          const float *x, float *y)
+static void linear_decode(const struct kernel_run *run, int32_t m, int32_t count, const struct served_linear *linears,
+                          const float *x)
 {
-    linear_forward(run, m, w, bias, x, y, false);
+    for (int32_t i = 0; i < count; i++)
+        linear_forward(run, m, linears[i].w, linears[i].bias, x, linears[i].y, false);
+}
+
+static size_t interleaved_bytes(const struct tensor *w)
+{
+    (void)w;
+    return 0;
 }
 
 static void lora_down(const struct kernel_run *run, int32_t m, int32_t in, int32_t r, const float *a, const float *x,
@@ -276,6 +283,7 @@ const struct kernel_ops kernel_ops_scalar = {
     .linear_forward = linear_forward,
     .linear_backward = linear_backward,
     .linear_decode = linear_decode,
+    .interleaved_bytes = interleaved_bytes,
     .lora_down = lora_down,
     .lora_up = lora_up,
     .lora_up_backward = lora_up_backward,

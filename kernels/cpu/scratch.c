@@ -17,9 +17,9 @@ size_t kernels_linear_scratch(int threads, int32_t m, int32_t out, int32_t in)
 {
     int32_t k = larger(out, in);
     size_t bf16 = align64((size_t)m * ((size_t)k + 2) * 2);
-    /* A decoded row a thread; or KERNEL_DECODE_ROWS rows of x in 16 bits, 112 bytes a run of 32. */
+    /* A decoded row a thread, and sums of 16 values of x each. */
     size_t decode = (size_t)threads * align64((size_t)k * sizeof(float));
-    decode += KERNEL_DECODE_ROWS * ((size_t)k / 32 * 112 + 6 * 64);
+    decode += align64(KERNEL_DECODE_ROWS * ((size_t)k / 16) * sizeof(float));
     return (size_t)threads * gemm_thread_bytes(k) + bf16 + decode + 64;
 }
 

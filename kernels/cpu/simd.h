@@ -289,8 +289,10 @@ void ISA(linear_forward)(const struct kernel_run *run, int32_t m, const struct t
                          const float *x, float *y, bool accumulate);
 void ISA(linear_backward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *dy, float *dx,
                           bool accumulate);
-void ISA(linear_decode)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *bias,
-                        const float *x, float *y);
+void ISA(linear_decode)(const struct kernel_run *run, int32_t m, int32_t count, const struct served_linear *linears,
+                        const float *x);
+size_t ISA(interleaved_bytes)(const struct tensor *w);
+void ISA(interleave)(const struct kernel_run *run, const struct tensor *w, void *to);
 void ISA(lora_down)(const struct kernel_run *run, int32_t m, int32_t in, int32_t r, const float *a, const float *x,
                     float *h);
 void ISA(lora_up)(const struct kernel_run *run, int32_t m, int32_t out, int32_t r, float s, const float *b,

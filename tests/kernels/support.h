@@ -118,5 +118,6 @@ int tests_independence(void);
 int tests_gradients(void);
 int tests_tensor(void);
 int tests_clip(void);
+int tests_decode(struct pool *pool);
 
 #endif
