@@ -1,4 +1,5 @@
-/* linear_decode against sums in double precision, and interleaved copies against the rows they were made of. */
+/* linear_decode against sums in double precision, interleaved copies against the rows they were made of, and
+ * attention_decode against the scalar one. */
 #include "tests/kernels/support.h"
 
 static const enum tensor_type quantised[] = {
@@ -166,6 +167,42 @@ static void test_panels(void)
     }
 }
 
+static void check_attention(const struct kernel_ops *ops, const struct attention_shape *shape, int32_t rows,
+                            int32_t length)
+{
+    const size_t nq = (size_t)rows * (size_t)(shape->heads * shape->head_size);
+    const int32_t stride = shape->kv_heads * shape->head_size;
+    struct kernel_run run = support_run(pool, kernels_attention_scratch(pool_threads(pool), shape, 1, length));
+    float *q = support_floats(nq), *k = support_floats((size_t)length * (size_t)stride);
+    float *v = support_floats((size_t)length * (size_t)stride), *o = support_floats(nq), *want = support_floats(nq);
+    for (int32_t i = 0; i < stride; i++) /* one key that a head looks at, far behind, and one that it does not */
+        k[(length / 3) * stride + i] *= 9;
+    ops->attention_decode(&run, shape, rows, length, q, k, v, stride, o);
+    kernels_cpu(KERNEL_SCALAR)->attention_decode(&run, shape, rows, length, q, k, v, stride, want);
+    CHECK_CLOSE(o, want, nq, 3e-5);
+    struct kernel_run alone = {.scratch = run.scratch, .scratch_bytes = run.scratch_bytes};
+    ops->attention_decode(&alone, shape, rows, length, q, k, v, stride, want);
+    CHECK(ops->isa == KERNEL_SCALAR || memcmp(o, want, nq * sizeof *o) == 0); /* whatever the threads */
+    float *all[] = {q, k, v, o, want, run.scratch};
+    for (size_t i = 0; i < ARRAY_LEN(all); i++)
+        free(all[i]);
+}
+
+static void test_attention(void)
+{
+    static const struct attention_shape shapes[] = {
+        {9, 3, 64, 0, 0.9f}, {4, 1, 256, 40, 0.4f}, {2, 2, 128, 1, 1}, {70, 10, 16, 0, 2}, {3, 1, 48, 300, 1},
+    };
+    static const int32_t lengths[] = {1, 31, 32, 33, 64, 65, 544, 1023, 1024, 1025, 2100};
+    FOR_EACH_TABLE(ops)
+    {
+        for (size_t s = 0; s < ARRAY_LEN(shapes); s++)
+            for (size_t l = 0; l < ARRAY_LEN(lengths); l++)
+                for (int32_t rows = 1; rows <= 3 && rows <= lengths[l]; rows++)
+                    check_attention(ops, &shapes[s], rows, lengths[l]);
+    }
+}
+
 /* The copy is no burden: at most 3 % larger than what it is made of, where no rows are padded. */
 static void test_size(void)
 {
@@ -190,5 +227,6 @@ int tests_decode(struct pool *use)
     RUN(test_size);
     RUN(test_decode);
     RUN(test_panels);
+    RUN(test_attention);
     return check_failures;
 }
