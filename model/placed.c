@@ -1,5 +1,6 @@
 #include "model/placed.h"
 
+#include "base/file.h"
 #include "model/layer.h"
 
 #include <stdlib.h>
@@ -157,6 +158,8 @@ void placed_model_serve(struct placed_model *p)
     groups[count++] = &p->head;
     if (ops->serving_copy)
         p->serving = ops->serving_copy(p->backend, count, groups);
+    if (p->serving)
+        file_map_rest(p->model->map);
 }
 
 void placed_model_free(struct placed_model *p)

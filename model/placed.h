@@ -53,8 +53,9 @@ int MUST_USE placed_model_new(struct backend *backend, const struct model *model
                               struct placed_model **ret_placed, struct error *err);
 void placed_model_free(struct placed_model *placed); /* accepts NULL */
 /* Before answering, and before the model is shared: lets the backend copy the weights into the layout that tokens one
- * by one are computed from fastest. On the CPU about the weights' size in memory again, though then only the copy is
- * read; without that memory, or on a backend that has no such layout, nothing happens. Once. */
+ * by one are computed from fastest. On the CPU about the weights' size again; from then on hardly anything but the copy
+ * is read, and the pages of model->map rest. Without that memory, or on a backend that has no such layout, nothing
+ * happens. Once. */
 void placed_model_serve(struct placed_model *placed);
 
 /* ret is lora's shape with arenas on the backend, holding lora's values. lora must outlive it. */
