@@ -86,11 +86,15 @@ struct clip_result {
     int32_t shrinks; /* times that the exact check made c smaller; 0 in practice */
 };
 
-/* One of linear_decode's products: y = x·Wᵀ + bias. */
+/* One of linear_decode's products: y = x·Wᵀ + bias + scale·h·Bᵀ. */
 struct served_linear {
     const struct tensor *w;
     const float *bias; /* (w->out) or NULL */
     float *y;          /* (m, w->out) */
+    const float *b;    /* LoRA's B (w->out, rank) or NULL: none */
+    const float *h;    /* (m, rank) with rows h_stride floats apart: x·Aᵀ */
+    int32_t rank, h_stride;
+    float scale;
 };
 
 struct adamw_params {

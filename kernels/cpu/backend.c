@@ -260,11 +260,28 @@ static void cpu_lora_down(struct backend *be, const struct linear_group *g, cons
         c->k->lora_down(&c->run, m, g->in, r, group_stacked_a(g, lora), dense(x, g->in), dense(h, r));
 }
 
-static void decode_group(struct cpu *c, const struct linear_group *g, int32_t m, const float *x, const struct rows y[])
+/* The factors are few rows too: h in one round of the threads, all the rest in another. */
+static void decode_group(struct cpu *c, const struct linear_group *g, const struct group_lora *lora, int32_t m,
+                         const float *x, const struct rows y[], float *h)
 {
     struct served_linear linears[BACKEND_GROUP_MAX];
-    for (int32_t i = 0; i < g->count; i++)
-        linears[i] = (struct served_linear){&g->w[i], g->bias[i], dense(y[i], g->out[i])};
+    const int32_t r = group_stacked_rank(g, lora);
+    if (r > 0) {
+        const struct tensor a = {group_stacked_a(g, lora), TENSOR_F32, r, g->in};
+        const struct served_linear down = {.w = &a, .y = h};
+        c->k->linear_decode(&c->run, m, 1, &down, x);
+    }
+    for (int32_t i = 0; i < g->count; i++) {
+        linears[i] = (struct served_linear){.w = &g->w[i], .bias = g->bias[i], .y = dense(y[i], g->out[i])};
+        if (r == 0 || !lora->a[i])
+            continue;
+        linears[i].b = lora->b[i];
+        linears[i].h = h;
+        linears[i].rank = lora->rank;
+        linears[i].h_stride = r;
+        linears[i].scale = lora->scale;
+        h += lora->rank;
+    }
     c->k->linear_decode(&c->run, m, g->count, linears, x);
 }
 
@@ -275,14 +292,15 @@ static void cpu_group_forward(struct backend *be, enum group_use use, const stru
     struct cpu *c = cpu_of(be);
     const int32_t r = group_stacked_rank(g, lora);
     const float *column = h.at;
+    if (use == GROUP_SERVE && m <= KERNEL_DECODE_ROWS) {
+        decode_group(c, g, lora, m, dense(x, g->in), y, r > 0 ? dense(h, r) : NULL);
+        return;
+    }
     if (r > 0)
         cpu_lora_down(be, g, lora, m, x, h);
-    if (use == GROUP_SERVE && m <= KERNEL_DECODE_ROWS)
-        decode_group(c, g, m, dense(x, g->in), y);
     for (int32_t i = 0; i < g->count; i++) {
         float *to = dense(y[i], g->out[i]);
-        if (use != GROUP_SERVE || m > KERNEL_DECODE_ROWS)
-            c->k->linear_forward(&c->run, m, &g->w[i], g->bias[i], dense(x, g->in), to, false);
+        c->k->linear_forward(&c->run, m, &g->w[i], g->bias[i], dense(x, g->in), to, false);
         if (r == 0 || !lora->a[i])
             continue;
         c->k->lora_up(&c->run, m, g->out[i], lora->rank, lora->scale, lora->b[i], column, r, to);

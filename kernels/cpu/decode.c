@@ -6,6 +6,7 @@
 #include "kernels/cpu/interleave.h"
 
 #define ITEMS_A_THREAD 4 /* few, so that a thread reads long stretches; more than one, for threads that fall behind */
+#define FEW 4            /* rows of a small matrix that are done at once */
 #define AHEAD 1024       /* bytes of weights asked for before they are needed */
 
 struct job {
@@ -13,7 +14,8 @@ struct job {
     const struct served_linear *linears;
     const float *x;
     const float *sums; /* (m, in/16): of 16 values of x each */
-    int32_t groups;    /* of LANES rows of W, of all linears together */
+    int32_t unit;      /* rows of W that are done at once: LANES, or fewer where there are few and none interleaved */
+    int32_t groups;    /* of so many rows, of all linears together */
     int32_t per_item;
     uint8_t *rows;
     size_t row_bytes;
@@ -136,7 +138,7 @@ INLINE float dot(const float *a, const float *b, int32_t n)
 static void row_by_row(const struct job *j, const struct served_linear *l, int32_t first, float *buffer)
 {
     const struct tensor *w = l->w;
-    const int32_t end = first + LANES < w->out ? first + LANES : w->out;
+    const int32_t end = first + j->unit < w->out ? first + j->unit : w->out;
     for (int32_t o = first; o < end; o++) {
         const uint8_t *row = tensor_row(w, o);
         const float bias = l->bias ? l->bias[o] : 0.0f, *values = buffer;
@@ -151,9 +153,19 @@ static void row_by_row(const struct job *j, const struct served_linear *l, int32
 
 /* --- all linears -------------------------------------------------------------------------------------------------- */
 
-static int32_t groups_of(const struct tensor *w)
+static void add_lora(const struct job *j, const struct served_linear *l, int32_t first)
 {
-    return (w->out + LANES - 1) / LANES;
+    const int32_t out = l->w->out, end = first + j->unit < out ? first + j->unit : out;
+    for (int32_t i = 0; i < j->m; i++) {
+        const float *h = l->h + (ptrdiff_t)i * l->h_stride;
+        for (int32_t o = first; o < end; o++)
+            l->y[(ptrdiff_t)i * out + o] += l->scale * dot(l->b + (ptrdiff_t)o * l->rank, h, l->rank);
+    }
+}
+
+static int32_t groups_of(const struct job *j, const struct tensor *w)
+{
+    return (w->out + j->unit - 1) / j->unit;
 }
 
 static void decode_item(void *ctx, int item, int thread)
@@ -163,17 +175,20 @@ static void decode_item(void *ctx, int item, int thread)
     int32_t group = item * j->per_item, left = j->per_item;
     if (left > j->groups - group)
         left = j->groups - group;
-    for (; group >= groups_of(l->w); l++)
-        group -= groups_of(l->w);
+    for (; group >= groups_of(j, l->w); l++)
+        group -= groups_of(j, l->w);
     for (; left > 0; left--, group++) {
-        if (group == groups_of(l->w)) {
+        if (group == groups_of(j, l->w)) {
             group = 0;
             l++;
         }
+        const int32_t row = group * j->unit;
         if (l->w->interleaved)
-            interleaved(j, l, group * LANES);
+            interleaved(j, l, row);
         else
-            row_by_row(j, l, group * LANES, (float *)(void *)(j->rows + (size_t)thread * j->row_bytes));
+            row_by_row(j, l, row, (float *)(void *)(j->rows + (size_t)thread * j->row_bytes));
+        if (l->b)
+            add_lora(j, l, row);
     }
 }
 
@@ -197,13 +212,17 @@ void ISA(linear_decode)(const struct kernel_run *run, int32_t m, int32_t count, 
     j.row_bytes = align64((size_t)j.in * sizeof(float));
     j.rows = scratch_take(&next, end, j.row_bytes * (size_t)threads);
     float *sums = scratch_take(&next, end, (size_t)m * ((size_t)j.in / 16) * sizeof *sums);
-    bool with_sums = false;
+    bool any_interleaved = false;
+    int64_t rows = 0;
     for (int32_t i = 0; i < count; i++) {
         assert(linears[i].w->in == j.in);
-        with_sums = with_sums || linears[i].w->interleaved;
-        j.groups += groups_of(linears[i].w);
+        any_interleaved = any_interleaved || linears[i].w->interleaved;
+        rows += linears[i].w->out;
     }
-    for (int32_t i = 0; i < m && with_sums; i++)
+    j.unit = any_interleaved || rows >= (int64_t)LANES * threads * ITEMS_A_THREAD ? LANES : FEW;
+    for (int32_t i = 0; i < count; i++)
+        j.groups += groups_of(&j, linears[i].w);
+    for (int32_t i = 0; i < m && any_interleaved; i++)
         sum_sixteens(x + (ptrdiff_t)i * j.in, (size_t)j.in, sums + (ptrdiff_t)i * (j.in / 16));
     j.sums = sums;
     j.per_item = (j.groups + threads * ITEMS_A_THREAD - 1) / (threads * ITEMS_A_THREAD);

@@ -39,13 +39,6 @@ static void linear_backward(const struct kernel_run *run, int32_t m, const struc
     }
 }
 
-static void linear_decode(const struct kernel_run *run, int32_t m, int32_t count, const struct served_linear *linears,
-                          const float *x)
-{
-    for (int32_t i = 0; i < count; i++)
-        linear_forward(run, m, linears[i].w, linears[i].bias, x, linears[i].y, false);
-}
-
 static size_t interleaved_bytes(const struct tensor *w)
 {
     (void)w;
@@ -77,6 +70,16 @@ static void lora_up(const struct kernel_run *run, int32_t m, int32_t out, int32_
                 sum += h[(ptrdiff_t)t * h_stride + j] * b[(ptrdiff_t)o * r + j];
             y[(ptrdiff_t)t * out + o] += s * sum;
         }
+    }
+}
+
+static void linear_decode(const struct kernel_run *run, int32_t m, int32_t count, const struct served_linear *linears,
+                          const float *x)
+{
+    for (const struct served_linear *l = linears; l < linears + count; l++) {
+        linear_forward(run, m, l->w, l->bias, x, l->y, false);
+        if (l->b)
+            lora_up(run, m, l->w->out, l->rank, l->scale, l->b, l->h, l->h_stride, l->y);
     }
 }
 

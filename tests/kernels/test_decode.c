@@ -22,9 +22,11 @@ static void *make_copy(const struct kernel_ops *ops, const struct tensor *w)
     return copy;
 }
 
-/* y = x·Wᵀ + bias, and magnitude the sum of the products' absolute values: what rounding is relative to. */
-static void exact(const struct tensor *w, const float *bias, int32_t m, const float *x, double *y, double *magnitude)
+/* y = x·Wᵀ + bias + scale·h·Bᵀ, and magnitude the sum of the products' absolute values: what rounding is relative to.
+ */
+static void exact(const struct served_linear *l, int32_t m, const float *x, double *y, double *magnitude)
 {
+    const struct tensor *w = l->w;
     float *row = support_floats((size_t)w->in);
     size_t bytes = 0;
     CHECK(tensor_type_row_bytes(w->type, (size_t)w->in, &bytes));
@@ -37,21 +39,24 @@ static void exact(const struct tensor *w, const float *bias, int32_t m, const fl
                 y[at] += (double)row[k] * (double)x[(size_t)i * (size_t)w->in + (size_t)k];
                 magnitude[at] += fabs((double)row[k] * (double)x[(size_t)i * (size_t)w->in + (size_t)k]);
             }
-            y[at] += bias ? (double)bias[o] : 0;
+            y[at] += l->bias ? (double)l->bias[o] : 0;
+            for (int32_t r = 0; l->b && r < l->rank; r++)
+                y[at] += (double)l->scale * (double)l->b[o * l->rank + r] * (double)l->h[i * l->h_stride + r];
         }
     }
     free(row);
 }
 
-static void check_against_exact(const struct tensor *w, const float *bias, int32_t m, const float *x, const float *y)
+static void check_against_exact(const struct served_linear *l, int32_t m, const float *x)
 {
+    const struct tensor *w = l->w;
     const size_t n = (size_t)m * (size_t)w->out;
     double *want = malloc(n * sizeof *want), *magnitude = malloc(n * sizeof *magnitude), worst = 0;
     if (!want || !magnitude)
         abort();
-    exact(w, bias, m, x, want, magnitude);
+    exact(l, m, x, want, magnitude);
     for (size_t i = 0; i < n; i++) {
-        const double off = fabs((double)y[i] - want[i]) / (magnitude[i] + 1);
+        const double off = fabs((double)l->y[i] - want[i]) / (magnitude[i] + 1);
         worst = off <= worst ? worst : off; /* a NaN stays */
     }
     CHECK(worst <= 2e-6);
@@ -67,6 +72,7 @@ static void check_decode(const struct kernel_ops *ops, int32_t m, int32_t in, in
 {
     struct kernel_run run = support_run(pool, kernels_linear_scratch(pool_threads(pool), m, in, in));
     float *x = support_floats((size_t)m * (size_t)in), *bias[3] = {NULL}, *y[3] = {NULL};
+    float *b[3] = {NULL}, *h[3] = {NULL};
     struct tensor w[3] = {{0}};
     const void *data[3] = {NULL};
     void *copies[3] = {NULL};
@@ -78,7 +84,14 @@ static void check_decode(const struct kernel_ops *ops, int32_t m, int32_t in, in
             copies[i] = make_copy(ops, &w[i]);
         bias[i] = i == 1 ? NULL : support_floats((size_t)out[i]);
         y[i] = support_floats((size_t)m * (size_t)out[i] + 1);
-        linears[i] = (struct served_linear){&w[i], bias[i], y[i]};
+        linears[i] = (struct served_linear){.w = &w[i], .bias = bias[i], .y = y[i]};
+        if ((i + m) % 2 == 0)
+            continue;
+        linears[i].rank = 5 + 16 * (m % 3); /* and its columns of h, behind the others' */
+        linears[i].h_stride = linears[i].rank + 3;
+        linears[i].scale = 0.75f;
+        linears[i].b = b[i] = support_floats((size_t)(out[i] * linears[i].rank));
+        linears[i].h = h[i] = support_floats((size_t)(m * linears[i].h_stride));
     }
     for (int with_copies = 0; with_copies < 2; with_copies++) {
         for (int32_t i = 0; i < count; i++) {
@@ -91,7 +104,7 @@ static void check_decode(const struct kernel_ops *ops, int32_t m, int32_t in, in
         ops->linear_decode(&run, m, count, linears, x);
         for (int32_t i = 0; i < count; i++) {
             w[i].data = data[i];
-            check_against_exact(&w[i], bias[i], m, x, y[i]);
+            check_against_exact(&linears[i], m, x);
             CHECK(y[i][(size_t)m * (size_t)out[i]] == 12345);
         }
     }
@@ -100,6 +113,8 @@ static void check_decode(const struct kernel_ops *ops, int32_t m, int32_t in, in
         free(copies[i]);
         free(bias[i]);
         free(y[i]);
+        free(b[i]);
+        free(h[i]);
     }
     free(x);
     free(run.scratch);
