@@ -173,6 +173,12 @@ void file_unmap(struct span map)
         munmap((void *)(uintptr_t)map.ptr, map.len);
 }
 
+void file_map_rest(struct span map)
+{
+    if (map.ptr) /* never written, so that they come back as they were */
+        (void)!madvise((void *)(uintptr_t)map.ptr, map.len, MADV_DONTNEED);
+}
+
 int file_lock(const char *path, int *ret_lock, struct error *err)
 {
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600), rc;

@@ -24,6 +24,9 @@ void file_unlock(int lock); /* -1: none */
 /* A read-only private map of a whole file; release with file_unmap. An empty file gives an empty span. */
 int MUST_USE file_map(const char *path, struct span *ret_map, struct error *err);
 void file_unmap(struct span map);
+/* For a map that will hardly be read any more, though it may be: its pages leave this process's memory. Only for what
+ * file_map gave. */
+void file_map_rest(struct span map);
 
 /* folder + "/" + name into out; asserts that it fits. */
 void file_join(char *out, size_t size, const char *folder, const char *name);

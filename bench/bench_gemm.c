@@ -59,8 +59,9 @@ static double measure(struct bench *b, const struct tensor *w, bool backward, in
     for (int r = 0; r < REPEATS; r++) {
         double start = seconds();
         for (int i = 0; i < inner; i++) {
+            const struct served_linear part = {w, NULL, b->y};
             if (m <= KERNEL_DECODE_ROWS)
-                b->ops->linear_decode(&b->run, m, w, NULL, b->x, b->y);
+                b->ops->linear_decode(&b->run, m, 1, &part, b->x);
             else if (backward)
                 b->ops->linear_backward(&b->run, m, w, b->x, b->y, false);
             else

@@ -41,8 +41,10 @@ static void init(struct bench *b)
     const struct model_config *c = &b->m.model->config;
     check(pool_new(o->threads, &b->pool, &err), &err);
     check(backend_cpu_new(kernels_cpu(o->isa), b->pool, o->precision, &b->be, &err), &err);
-    const struct infer_options options = {
-        .backend = b->be, .rows_max = o->seq < 512 ? o->seq : 512, .context_max = o->seq + o->tokens};
+    const struct infer_options options = {.backend = b->be,
+                                          .rows_max = o->seq < 512 ? o->seq : 512,
+                                          .context_max = o->seq + o->tokens,
+                                          .answering = true};
     check(infer_new(&options, b->m.model, &b->infer, &err), &err);
     check(kv_cache_new(b->be, b->m.model, o->seq + o->tokens, &b->cache, &err), &err);
     b->ids = calloc((size_t)o->seq, sizeof *b->ids);

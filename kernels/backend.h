@@ -148,6 +148,10 @@ struct backend_ops {
     int (*group_new)(struct backend *be, int32_t count, const struct tensor *const w[], int32_t rank_max,
                      struct linear_group *ret, struct error *err);
     void (*group_free)(struct backend *be, struct linear_group *group); /* accepts zeroed */
+    /* Groups that will be answered with, token by token: makes the copy of their weights that is read fastest and lets
+     * the groups use it. Returns its memory, which must stay as long as the groups and go to release; NULL: there is
+     * none, or no memory for one, and they are used as they are. The pointer is NULL where group_new does as well. */
+    void *(*serving_copy)(struct backend *be, int32_t count, struct linear_group *const groups[]);
     /* Takes the factors of count groups for GROUP_TRAIN use; again after they changed. A rank of 0: none. */
     void (*lora_load)(struct backend *be, int32_t count, struct linear_group *const groups[],
                       const struct group_lora loras[]);

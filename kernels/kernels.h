@@ -30,13 +30,12 @@
 enum kernel_isa { KERNEL_SCALAR, KERNEL_AVX2, KERNEL_AVX512, KERNEL_AVX512_VNNI, KERNEL_AVX512_BF16 };
 #define KERNEL_ISA_BEST KERNEL_AVX512_BF16
 
-/* What the products with frozen weights (linear_*, cross entropy) multiply in; sums are always float32, and so is the
- * LoRA path. KERNEL_BF16 rounds both operands, tables below KERNEL_AVX512_VNNI compute F32 instead:
+/* What the products with frozen weights (linear_forward, linear_backward, cross entropy) multiply in; sums are always
+ * float32, and so are linear_decode and the LoRA path. KERNEL_BF16 rounds both operands:
  * - KERNEL_AVX512_BF16 to bfloat16;
  * - KERNEL_AVX512_VNNI to whole steps of the largest magnitude in each run of 128 along the summed dimension, from its
  *   start: 8191 steps for x and dy, 2047 for weights. Runs all below 1e-30 become zeros. Under half bfloat16's error;
- * - in linear_decode, which training never calls, both instead round x to 16 bits in runs of 32 (steps of the run's
- *   largest/32512) and multiply it with the quants of quantised weights as they are. */
+ * - other tables compute F32 instead. */
 enum kernel_precision { KERNEL_F32, KERNEL_BF16 };
 
 struct kernel_run {
@@ -90,6 +89,17 @@ struct clip_result {
     int32_t shrinks; /* times that the exact check made c smaller; 0 in practice */
 };
 
+/* One of linear_decode's products: y = x·Wᵀ + bias + scale·h·Bᵀ. */
+struct served_linear {
+    const struct tensor *w;
+    const float *bias; /* (w->out) or NULL */
+    float *y;          /* (m, w->out) */
+    const float *b;    /* LoRA's B (w->out, rank) or NULL: none */
+    const float *h;    /* (m, rank) with rows h_stride floats apart: x·Aᵀ */
+    int32_t rank, h_stride;
+    float scale;
+};
+
 struct adamw_params {
     float lr, beta1, beta2, eps, weight_decay;
     int64_t step; /* of this update, from 1 */
@@ -107,10 +117,15 @@ struct kernel_ops {
     /* dx = dy·W, or dx += … if accumulate. dy (M, out), dx (M, in). */
     void (*linear_backward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *dy, float *dx,
                             bool accumulate);
-    /* The forward product for few rows (decoding, 1 ≤ m ≤ KERNEL_DECODE_ROWS): reads W once. Rounds otherwise than
-     * linear_forward: float32, or in KERNEL_BF16 as said there. Also the logits of a row. */
-    void (*linear_decode)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *bias,
-                          const float *x, float *y);
+    /* The forward products of few rows (decoding, 1 ≤ m ≤ KERNEL_DECODE_ROWS) with `count` matrices of the same width:
+     * reads each once. Sums in another order than linear_forward. Also the logits of a row. */
+    void (*linear_decode)(const struct kernel_run *run, int32_t m, int32_t count, const struct served_linear *linears,
+                          const float *x);
+    /* A copy of W for answering: with w->interleaved = to, linear_decode reads only it, at the memory's speed, and
+     * linear_forward takes it too, with the same bits as from data. `to` has interleaved_bytes and is best aligned to
+     * 64; 0 bytes: this table reads the type as it is, and interleave must not be called. No scratch. */
+    size_t (*interleaved_bytes)(const struct tensor *w);
+    void (*interleave)(const struct kernel_run *run, const struct tensor *w, void *to);
 
     /* --- LoRA: y += s·(x·Aᵀ)·Bᵀ. A (r, in), B (out, r) float32 ------------------------------- linear scratch --- */
 

@@ -45,6 +45,9 @@ struct tensor {
     enum tensor_type type;
     int32_t out; /* rows: output features */
     int32_t in;  /* columns: input features, contiguous */
+    /* The same values in the layout that a kernel table made of them (kernels.h, interleave), borrowed; NULL: none.
+     * Operations of that table read it instead of data where it is faster. */
+    const void *interleaved;
 };
 
 #endif

@@ -165,6 +165,8 @@ int infer_new(const struct infer_options *options, const struct model *model, st
         goto out;
     if (f->own_placed)
         f->compute.placed = f->own_placed;
+    if (f->own_placed && options->answering)
+        placed_model_serve(f->own_placed);
     assert(f->compute.placed->model == model);
     if ((rc = reserve(f, err)) < 0 || (rc = take_memory(f, err)) < 0 ||
         (rc = be->ops->segments_new(be, options->rows_max, options->rows_max, &f->segments, err)) < 0 ||

@@ -35,6 +35,7 @@ struct infer_options {
     int32_t rows_max;    /* token rows of one packed pass (longer input is cut into several): 256 is a good value */
     int32_t context_max; /* longest sequence of any cache, ≤ the model's context_length */
     int32_t rank_max;    /* largest LoRA rank of later calls; 0: no LoRA */
+    bool answering;      /* tokens will be computed one by one: placed_model_serve, unless `placed` is given */
 };
 
 struct infer;

@@ -23,6 +23,7 @@
 #define MODEL_MODEL_H
 
 #include "base/error.h"
+#include "base/span.h"
 #include "kernels/kernels.h"
 
 #define MODEL_LAYERS_MAX 128
@@ -77,6 +78,8 @@ struct model {
     struct tensor output;      /* (vocabulary, d_model), or data NULL: the head is tied to token_embd */
     struct tensor rope_freqs;  /* TENSOR_F32 (1, rotated/2) dividing each frequency (llama 3), or data NULL */
     struct model_layer layers[MODEL_LAYERS_MAX]; /* the first layer_count are used */
+    struct span
+        map; /* of base/file.h, in which the matrices lie, lent so that its pages may rest; empty: other memory */
 };
 
 /* Checks the hyper-parameters against the bounds above and every tensor's type, shape and alignment against them (a

@@ -1,5 +1,6 @@
 #include "model/placed.h"
 
+#include "base/file.h"
 #include "model/layer.h"
 
 #include <stdlib.h>
@@ -145,6 +146,22 @@ int placed_model_new(struct backend *backend, const struct model *model, int32_t
     return 0;
 }
 
+void placed_model_serve(struct placed_model *p)
+{
+    struct linear_group *groups[MODEL_LAYERS_MAX * GROUP_COUNT + 1];
+    const struct backend_ops *ops = p->backend->ops;
+    int32_t count = 0;
+    assert(!p->serving);
+    for (int32_t layer = 0; layer < p->model->config.layer_count; layer++)
+        for (int group = 0; group < GROUP_COUNT; group++)
+            groups[count++] = &p->layers[layer].groups[group];
+    groups[count++] = &p->head;
+    if (ops->serving_copy)
+        p->serving = ops->serving_copy(p->backend, count, groups);
+    if (p->serving)
+        file_map_rest(p->model->map);
+}
+
 void placed_model_free(struct placed_model *p)
 {
     if (!p)
@@ -157,6 +174,7 @@ void placed_model_free(struct placed_model *p)
     if (!p->tied)
         be->ops->group_free(be, &p->head);
     be->ops->release(be, p->vectors);
+    be->ops->release(be, p->serving);
     free(p);
 }
 

@@ -1,9 +1,9 @@
 /*
  * A model, and LoRA factors, placed on a backend: what the loops of training and inference read.
  *
- * On the CPU placing copies nothing; on a card it uploads the weights. A placed model may be shared by several users of
- * its backend: it is only read, but for the LoRA columns that GROUP_TRAIN use writes, so at most one struct train may
- * exist on it at a time.
+ * On the CPU placing copies nothing (placed_model_serve does); on a card it uploads the weights. A placed model may be
+ * shared by several users of its backend: it is only read, but for the LoRA columns that GROUP_TRAIN use writes, so at
+ * most one struct train may exist on it at a time.
  *
  *     struct placed_model *placed;
  *     if (placed_model_new(backend, &model, rank, &placed, err) < 0) return err->code;
@@ -39,6 +39,7 @@ struct placed_model {
     bool tied;
     const float *output_norm; /* dev (d_model) */
     void *vectors;            /* owned memory of all norms and biases; NULL where they are borrowed */
+    void *serving;            /* of placed_model_serve; NULL: none */
     struct placed_layer layers[MODEL_LAYERS_MAX];
 };
 
@@ -51,6 +52,11 @@ int MUST_USE placed_model_check(struct backend *backend, const struct model *mod
 int MUST_USE placed_model_new(struct backend *backend, const struct model *model, int32_t rank,
                               struct placed_model **ret_placed, struct error *err);
 void placed_model_free(struct placed_model *placed); /* accepts NULL */
+/* Before answering, and before the model is shared: lets the backend copy the weights into the layout that tokens one
+ * by one are computed from fastest. On the CPU about the weights' size again; from then on hardly anything but the copy
+ * is read, and the pages of model->map rest. Without that memory, or on a backend that has no such layout, nothing
+ * happens. Once. */
+void placed_model_serve(struct placed_model *placed);
 
 /* ret is lora's shape with arenas on the backend, holding lora's values. lora must outlive it. */
 int MUST_USE lora_place(struct lora *ret_placed, const struct lora *lora, struct backend *backend, struct error *err);

@@ -16,9 +16,6 @@ struct job {
     float *sums;        /* dk and dv of one head each */
     size_t head_floats; /* of them */
     int32_t segment;
-    /* decoding */
-    int32_t rows, length;
-    ptrdiff_t kv_stride;
 };
 
 static int32_t round_up(int32_t n, int32_t to)
@@ -336,83 +333,4 @@ void ISA(attention_backward)(const struct kernel_run *run, const struct attentio
         pool_run(run->pool, shape->heads, backward_head_item, &j);
         pool_run(run->pool, shape->kv_heads, backward_add_item, &j);
     }
-}
-
-/* q·k of four keys, `stride` floats apart. */
-INLINE void dot4(const float *q, const float *k, ptrdiff_t stride, int32_t d, float out[4])
-{
-    vec sum[4] = {vec_zero(), vec_zero(), vec_zero(), vec_zero()};
-    for (int32_t i = 0; i < d; i += VL) {
-        const vec x = vec_load(q + i);
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++)
-            sum[j] = vec_fma(x, vec_load(k + j * stride + i), sum[j]);
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++)
-        out[j] = vec_sum(sum[j]);
-}
-
-/* o = by·Σ s[t]·v_t; vectors, those of a head, is a constant where it matters. */
-INLINE void weighted_sum(const float *s, const float *v, ptrdiff_t stride, int32_t lo, int32_t hi, int vectors,
-                         float by, float *o)
-{
-    vec acc[256 / VL];
-    for (int i = 0; i < vectors; i++)
-        acc[i] = vec_zero();
-    for (int32_t t = lo; t <= hi; t++) {
-#pragma GCC unroll 16
-        for (int i = 0; i < vectors; i++)
-            acc[i] = vec_fma(vec_set(s[t]), vec_load(v + t * stride + i * VL), acc[i]);
-    }
-    for (int i = 0; i < vectors; i++)
-        vec_store(o + i * VL, vec_mul(acc[i], vec_set(by)));
-}
-
-/* An item is one row and one head. */
-static void decode_item(void *ctx, int item, int thread)
-{
-    const struct job *j = ctx;
-    const struct attention_shape *shape = j->shape;
-    int32_t head = item % shape->heads, row = item / shape->heads, d = shape->head_size;
-    int32_t kv_head = head / (shape->heads / shape->kv_heads);
-    int32_t hi = j->length - j->rows + row, lo = first_key(shape, hi), t = lo;
-    float *s = (float *)(void *)(j->scratch + (size_t)thread * j->thread_bytes);
-    assert(((size_t)j->length + 64) * sizeof(float) <= j->thread_bytes);
-    const float *q = j->q + (ptrdiff_t)item * d;
-    const float *k = j->k + (ptrdiff_t)kv_head * d, *v = j->v + (ptrdiff_t)kv_head * d;
-    for (; t + 3 <= hi; t += 4)
-        dot4(q, k + t * j->kv_stride, j->kv_stride, d, s + t);
-    for (; t <= hi; t++)
-        s[t] = dot(q, k + t * j->kv_stride, d);
-    scale_row(s, lo, hi + 1, shape->scale);
-    float sum = exponentials(s, lo, hi + 1, lo, hi, largest(s, lo, hi));
-    float *o = j->o_out + (ptrdiff_t)item * d;
-    switch (d / VL) {
-    case 4:
-        weighted_sum(s, v, j->kv_stride, lo, hi, 4, 1.0f / sum, o);
-        break;
-    case 8:
-        weighted_sum(s, v, j->kv_stride, lo, hi, 8, 1.0f / sum, o);
-        break;
-    default:
-        weighted_sum(s, v, j->kv_stride, lo, hi, d / VL, 1.0f / sum, o);
-    }
-}
-
-void ISA(attention_decode)(const struct kernel_run *run, const struct attention_shape *shape, int32_t rows,
-                           int32_t length, const float *q, const float *k, const float *v, int32_t kv_stride, float *o)
-{
-    assert(shape->head_size % 16 == 0 && shape->head_size <= 256 && rows <= length);
-    struct job j = {.shape = shape,
-                    .rows = rows,
-                    .length = length,
-                    .q = q,
-                    .k = k,
-                    .v = v,
-                    .o_out = o,
-                    .kv_stride = kv_stride,
-                    .scratch = run->scratch,
-                    .thread_bytes = thread_share(run)};
-    pool_run(run->pool, rows * shape->heads, decode_item, &j);
 }

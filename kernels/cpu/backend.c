@@ -44,7 +44,8 @@ static void cpu_free(struct backend *be)
     free(c);
 }
 
-/* Large blocks begin at a large page and ask for such: walks through activations then miss fewer address translations. */
+/* Large blocks begin at a large page and ask for such: walks through activations then miss fewer address translations.
+ */
 #define LARGE_PAGE ((size_t)2 << 20)
 
 static void *block_new(size_t bytes)
@@ -218,6 +219,43 @@ static void cpu_group_free(struct backend *be, struct linear_group *group)
     (void)group;
 }
 
+/* Memory that is read from end to end: fewer and larger pages, where the system gives them. */
+static void *huge_alloc(size_t bytes)
+{
+    const size_t page = (size_t)2 << 20;
+    if (bytes > SIZE_MAX - page)
+        return NULL;
+    bytes = (bytes + page - 1) & ~(page - 1);
+    void *at = aligned_alloc(page, bytes);
+#ifdef MADV_HUGEPAGE
+    if (at)
+        (void)!madvise(at, bytes, MADV_HUGEPAGE);
+#endif
+    return at;
+}
+
+static void *cpu_serving_copy(struct backend *be, int32_t count, struct linear_group *const groups[])
+{
+    struct cpu *c = cpu_of(be);
+    size_t bytes = 0;
+    for (int32_t g = 0; g < count; g++)
+        for (int32_t i = 0; i < groups[g]->count; i++)
+            bytes += align64(c->k->interleaved_bytes(&groups[g]->w[i])); /* about what they take already */
+    uint8_t *memory = bytes > 0 ? huge_alloc(bytes) : NULL, *next = memory;
+    for (int32_t g = 0; memory && g < count; g++) {
+        for (int32_t i = 0; i < groups[g]->count; i++) {
+            struct tensor *w = &groups[g]->w[i];
+            const size_t size = c->k->interleaved_bytes(w);
+            if (size == 0)
+                continue;
+            c->k->interleave(&c->run, w, next);
+            w->interleaved = next;
+            next += align64(size);
+        }
+    }
+    return memory;
+}
+
 static void cpu_lora_load(struct backend *be, int32_t count, struct linear_group *const groups[],
                           const struct group_lora loras[])
 {
@@ -236,6 +274,31 @@ static void cpu_lora_down(struct backend *be, const struct linear_group *g, cons
         c->k->lora_down(&c->run, m, g->in, r, group_stacked_a(g, lora), dense(x, g->in), dense(h, r));
 }
 
+/* The factors are few rows too: h in one round of the threads, all the rest in another. */
+static void decode_group(struct cpu *c, const struct linear_group *g, const struct group_lora *lora, int32_t m,
+                         const float *x, const struct rows y[], float *h)
+{
+    struct served_linear linears[BACKEND_GROUP_MAX];
+    const int32_t r = group_stacked_rank(g, lora);
+    if (r > 0) {
+        const struct tensor a = {group_stacked_a(g, lora), TENSOR_F32, r, g->in};
+        const struct served_linear down = {.w = &a, .y = h};
+        c->k->linear_decode(&c->run, m, 1, &down, x);
+    }
+    for (int32_t i = 0; i < g->count; i++) {
+        linears[i] = (struct served_linear){.w = &g->w[i], .bias = g->bias[i], .y = dense(y[i], g->out[i])};
+        if (r == 0 || !lora->a[i])
+            continue;
+        linears[i].b = lora->b[i];
+        linears[i].h = h;
+        linears[i].rank = lora->rank;
+        linears[i].h_stride = r;
+        linears[i].scale = lora->scale;
+        h += lora->rank;
+    }
+    c->k->linear_decode(&c->run, m, g->count, linears, x);
+}
+
 static void cpu_group_forward(struct backend *be, enum group_use use, const struct linear_group *g,
                               const struct group_lora *lora, int32_t m, struct rows x, const struct rows y[],
                               struct rows h)
@@ -243,14 +306,15 @@ static void cpu_group_forward(struct backend *be, enum group_use use, const stru
     struct cpu *c = cpu_of(be);
     const int32_t r = group_stacked_rank(g, lora);
     const float *column = h.at;
+    if (use == GROUP_SERVE && m <= KERNEL_DECODE_ROWS) {
+        decode_group(c, g, lora, m, dense(x, g->in), y, r > 0 ? dense(h, r) : NULL);
+        return;
+    }
     if (r > 0)
         cpu_lora_down(be, g, lora, m, x, h);
     for (int32_t i = 0; i < g->count; i++) {
         float *to = dense(y[i], g->out[i]);
-        if (use == GROUP_SERVE && m <= KERNEL_DECODE_ROWS)
-            c->k->linear_decode(&c->run, m, &g->w[i], g->bias[i], dense(x, g->in), to);
-        else
-            c->k->linear_forward(&c->run, m, &g->w[i], g->bias[i], dense(x, g->in), to, false);
+        c->k->linear_forward(&c->run, m, &g->w[i], g->bias[i], dense(x, g->in), to, false);
         if (r == 0 || !lora->a[i])
             continue;
         c->k->lora_up(&c->run, m, g->out[i], lora->rank, lora->scale, lora->b[i], column, r, to);
@@ -590,7 +654,8 @@ static void cpu_logits(struct backend *be, const struct linear_group *head, int3
 {
     struct cpu *c = cpu_of(be);
     assert(m <= KERNEL_DECODE_ROWS);
-    c->k->linear_decode(&c->run, m, &head->w[0], NULL, dense(x, head->in), logits);
+    const struct served_linear part = {&head->w[0], NULL, logits};
+    c->k->linear_decode(&c->run, m, 1, &part, dense(x, head->in));
 }
 
 /* --- arenas ------------------------------------------------------------------------------------------------------ */
@@ -673,6 +738,7 @@ static const struct backend_ops cpu_ops = {
     .weights_fit = cpu_weights_fit,
     .group_new = cpu_group_new,
     .group_free = cpu_group_free,
+    .serving_copy = cpu_serving_copy,
     .lora_load = cpu_lora_load,
     .group_forward = cpu_group_forward,
     .lora_down = cpu_lora_down,

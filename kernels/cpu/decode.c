@@ -1,22 +1,122 @@
 /*
- * Few rows against a frozen matrix: each thread decodes one row of W at a time and takes its dot products. In
- * KERNEL_BF16 precision, and with VNNI, quantised rows are not decoded: x is rounded to 16 bits in runs of 32, as two
- * bytes each, and the products with the quants are exact sums of integers, scaled run by run. One byte each would be
- * faster and changes what small models say.
+ * Few rows of x against frozen matrices, which are read once. Where a matrix has an interleaved copy, 16 of its rows
+ * are summed side by side (interleave.h); else each thread decodes a row at a time and takes its dot products. Float32
+ * throughout, in either precision.
  */
-#include "kernels/cpu/quants.h"
+#include "kernels/cpu/interleave.h"
 
-#define OUTPUTS 16 /* rows of W in one work item */
+#define ITEMS_A_THREAD 4 /* few, so that a thread reads long stretches; more than one, for threads that fall behind */
+#define FEW 4            /* rows of a small matrix that are done at once */
+#define AHEAD 1024       /* bytes of weights asked for before they are needed */
 
 struct job {
-    int32_t m;
-    const struct tensor *w;
-    const float *bias, *x;
-    float *y;
+    int32_t m, in, count;
+    const struct served_linear *linears;
+    const float *x;
+    const float *sums; /* (m, in/16): of 16 values of x each */
+    int32_t unit;      /* rows of W that are done at once: LANES, or fewer where there are few and none interleaved */
+    int32_t groups;    /* of so many rows, of all linears together */
+    int32_t per_item;
     uint8_t *rows;
     size_t row_bytes;
-    const struct rounded *rounded; /* (m) x in 16 bits, or NULL */
 };
+
+/* --- interleaved -------------------------------------------------------------------------------------------------- */
+
+/* y (m, LANES) of one group and `m` rows of x, a constant. */
+INLINE void group_product(enum tensor_type type, int m, const uint8_t *group, const struct job *j, int32_t row,
+                          float y[][LANES])
+{
+    enum { CHAINS_MAX = 4 };
+    const struct lanes_table table = lanes_table(type);
+    const int chains = CHAINS_MAX / m, runs = lanes_runs(type), parts = lanes_parts(type), count = 32 / parts;
+    const uint8_t *end = group + (size_t)j->in / 32 / (size_t)runs * lanes_block_bytes(type);
+    for (int lane = 0; lane < LANES; lane += VL) {
+        const float *x = j->x + (ptrdiff_t)row * j->in, *sums = j->sums + (ptrdiff_t)row * (j->in / 16);
+        vec acc[CHAINS_MAX], d, dmin, scale, min;
+#pragma GCC unroll 4
+        for (int i = 0; i < m; i++)
+            acc[i] = vec_zero();
+        for (const uint8_t *at = group; at < end;) {
+            lanes_block_scales(type, at + 2 * lane, &d, &dmin);
+            at += lanes_head_bytes(type);
+            for (int run = 0; run < runs; run++, at += lanes_run_bytes(type), x += 32, sums += 2) {
+                const uint8_t *q = at + lanes_scale_bytes(type) + lane * (type == TENSOR_Q8_0 ? 1 : 4);
+                for (size_t line = 0; line < lanes_run_bytes(type) && lane == 0; line += 64)
+                    _mm_prefetch((const char *)(at + AHEAD + line), _MM_HINT_T0);
+#pragma GCC unroll 2
+                for (int part = 0; part < parts; part++) {
+                    vec s[CHAINS_MAX];
+#pragma GCC unroll 32
+                    for (int k = part * count; k < (part + 1) * count; k++) {
+                        const vec value = lanes_quant(type, &table, q, k);
+#pragma GCC unroll 4
+                        for (int i = 0; i < m; i++) {
+                            const int chain = i * chains + k % chains;
+                            const vec by = vec_set(x[(ptrdiff_t)i * j->in + k]);
+                            s[chain] = k - part * count < chains ? vec_mul(value, by) : vec_fma(value, by, s[chain]);
+                        }
+                    }
+                    lanes_scales(type, at + lane, part, d, dmin, &scale, &min);
+#pragma GCC unroll 4
+                    for (int i = 0; i < m; i++) {
+                        vec sum = s[i * chains];
+                        if (chains > 1)
+                            sum = vec_add(sum, s[i * chains + 1]);
+                        if (chains > 2)
+                            sum = vec_add(sum, vec_add(s[i * chains + 2], s[i * chains + 3]));
+                        acc[i] = vec_fma(sum, scale, acc[i]);
+                        const float *of_row = sums + (ptrdiff_t)i * (j->in / 16);
+                        for (int half = part; !lanes_signed(type) && half < part + 3 - parts; half++)
+                            acc[i] = vec_fma(min, vec_set(of_row[half]), acc[i]);
+                    }
+                }
+            }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < m; i++)
+            vec_store(&y[i][lane], acc[i]);
+    }
+}
+
+/* Rows of x in fours, twos and ones: the weights of a group come from the first cache after the first time. */
+INLINE void group_rows(enum tensor_type type, const uint8_t *group, const struct job *j, float y[][LANES])
+{
+    int32_t row = 0;
+    for (; row + 4 <= j->m; row += 4)
+        group_product(type, 4, group, j, row, y + row);
+    if (row + 2 <= j->m) {
+        group_product(type, 2, group, j, row, y + row);
+        row += 2;
+    }
+    if (row < j->m)
+        group_product(type, 1, group, j, row, y + row);
+}
+
+static void interleaved(const struct job *j, const struct served_linear *l, int32_t o)
+{
+    float y[KERNEL_DECODE_ROWS][LANES];
+    const struct tensor *w = l->w;
+    const uint8_t *group = ISA(interleaved_group)(w, o);
+    switch (w->type) {
+#define ROWS(type)                                                                                                     \
+    case type:                                                                                                         \
+        group_rows(type, group, j, y);                                                                                 \
+        break;
+        EACH_INTERLEAVED_TYPE(ROWS)
+#undef ROWS
+    default:
+        assert(!"a type that stays row-major");
+    }
+    for (int lane = 0; lane < LANES; lane += VL) {
+        const vmask mask = vec_mask(w->out - o - lane);
+        const vec bias = l->bias ? vec_load_mask(l->bias + o + lane, mask) : vec_zero();
+        for (int32_t i = 0; i < j->m && o + lane < w->out; i++)
+            vec_store_mask(l->y + (ptrdiff_t)i * w->out + o + lane, vec_add(vec_load(&y[i][lane]), bias), mask);
+    }
+}
+
+/* --- row by row --------------------------------------------------------------------------------------------------- */
 
 INLINE float dot(const float *a, const float *b, int32_t n)
 {
@@ -35,272 +135,96 @@ INLINE float dot(const float *a, const float *b, int32_t n)
     return vec_sum(vec_add(vec_add(s0, s1), vec_add(s2, s3)));
 }
 
-#ifdef __AVX512VNNI__
-/* One row of x, run by run. */
-struct rounded {
-    const int8_t *high, *low; /* (runs, 32): q = 256·high + low */
-    const int32_t *start;     /* (runs, 8): what the sums of four products each begin with: −bias·Σ q */
-    const float *pairs;       /* (runs, 2): the scale d, and d·Σ q of the run */
-    const float *d, *sum;     /* (runs): the same apart */
-};
-
-/* Sums of four products each of a run, the bias gone. */
-INLINE __m256 run_sums(enum tensor_type type, const uint8_t *row, const struct rounded *x, size_t run)
+static void row_by_row(const struct job *j, const struct served_linear *l, int32_t first, float *buffer)
 {
-    const __m256i high = quants_load((const uint8_t *)x->high + run * 32);
-    const __m256i low = quants_load((const uint8_t *)x->low + run * 32), w = quants_bytes(type, row, run);
-    const __m256i start =
-        quants_bias(type) ? quants_load((const uint8_t *)(x->start + run * 8)) : _mm256_setzero_si256();
-    const __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), w, high);
-    return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(sums, 8), _mm256_dpbusd_epi32(start, w, low)));
-}
-
-INLINE float total(__m256 a, __m256 b)
-{
-    const __m256 all = _mm256_add_ps(a, b);
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-
-/* Blocks of one run, `stride` bytes long, that begin with the halves d or d, m. */
-INLINE float dot_small(enum tensor_type type, size_t stride, const uint8_t *row, const struct rounded *x, size_t runs)
-{
-    const bool with_min = type == TENSOR_Q4_1 || type == TENSOR_Q5_1;
-    __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, mins = _mm256_setzero_ps();
-    for (size_t run = 0; run < runs; run += 2) {
-#pragma GCC unroll 2
-        for (size_t k = 0; k < 2; k++) {
-            if (k == 1 && run + 1 == runs)
-                break;
-            int32_t halves;
-            memcpy(&halves, row + (run + k) * stride, 4);
-            __m256 scale = _mm256_cvtph_ps(_mm_set1_epi32(halves)); /* d, m, d, m … */
-            if (with_min) {
-                double pair;
-                memcpy(&pair, x->pairs + 2 * (run + k), 8);
-                scale = _mm256_mul_ps(scale, _mm256_castpd_ps(_mm256_set1_pd(pair)));
-                mins = _mm256_add_ps(mins, scale);
-                scale = _mm256_moveldup_ps(scale);
-            } else {
-                scale = _mm256_mul_ps(_mm256_moveldup_ps(scale), _mm256_set1_ps(x->d[run + k]));
-            }
-            acc[k] = _mm256_fmadd_ps(run_sums(type, row, x, run + k), scale, acc[k]);
-        }
-    }
-    const float sum = total(acc[0], acc[1]);
-    return with_min ? sum + _mm256_cvtss_f32(_mm256_permute_ps(mins, 1)) : sum;
-}
-
-/* The 8 scales and 8 minima, 6 bits each, of a block of Q4_K or Q5_K. */
-INLINE void k_scales(const uint8_t *packed, uint64_t *scales, uint64_t *mins)
-{
-    uint32_t a, b, c;
-    memcpy(&a, packed, 4);
-    memcpy(&b, packed + 4, 4);
-    memcpy(&c, packed + 8, 4);
-    const uint32_t high_scales = (c & 0x0f0f0f0f) | (a >> 6 & 0x03030303) << 4;
-    const uint32_t high_mins = (c >> 4 & 0x0f0f0f0f) | (b >> 6 & 0x03030303) << 4;
-    *scales = (a & 0x3f3f3f3f) | (uint64_t)high_scales << 32;
-    *mins = (b & 0x3f3f3f3f) | (uint64_t)high_mins << 32;
-}
-
-INLINE float dot_k45(enum tensor_type type, const uint8_t *row, const struct rounded *x, size_t runs)
-{
-    __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, mins = _mm256_setzero_ps();
-    float scales[8] __attribute__((aligned(32)));
-    for (size_t run = 0; run < runs; run += 8) {
-        const uint8_t *b = row + run / 8 * (type == TENSOR_Q4_K ? 144 : 176);
-        uint64_t packed_scales, packed_mins;
-        k_scales(b + 4, &packed_scales, &packed_mins);
-        __m256 d = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)packed_scales)));
-        __m256 m = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)packed_mins)));
-        d = _mm256_mul_ps(d, _mm256_set1_ps(quants_half(b)));
-        m = _mm256_mul_ps(m, _mm256_set1_ps(quants_half(b + 2)));
-        _mm256_store_ps(scales, _mm256_mul_ps(d, _mm256_loadu_ps(x->d + run)));
-        mins = _mm256_fnmadd_ps(m, _mm256_loadu_ps(x->sum + run), mins);
-#pragma GCC unroll 8
-        for (size_t k = 0; k < 8; k++)
-            acc[k % 2] = _mm256_fmadd_ps(run_sums(type, row, x, run + k), _mm256_set1_ps(scales[k]), acc[k % 2]);
-    }
-    return total(_mm256_add_ps(acc[0], acc[1]), mins);
-}
-
-INLINE float dot_q6k(const uint8_t *row, const struct rounded *x, size_t runs)
-{
-    __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-    const __m256i spread = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
-    float scales[16] __attribute__((aligned(64)));
-    for (size_t run = 0; run < runs; run += 8) {
-        const uint8_t *b = row + run / 8 * 210;
-        const __m512i whole = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(b + 192)));
-        _mm512_store_ps(scales, _mm512_mul_ps(_mm512_cvtepi32_ps(whole), _mm512_set1_ps(quants_half(b + 208))));
-#pragma GCC unroll 8
-        for (size_t k = 0; k < 8; k++) {
-            double pair;
-            memcpy(&pair, scales + 2 * k, 8);
-            __m256 scale = _mm256_permutevar8x32_ps(_mm256_castpd_ps(_mm256_set1_pd(pair)), spread);
-            scale = _mm256_mul_ps(scale, _mm256_set1_ps(x->d[run + k]));
-            acc[k % 2] = _mm256_fmadd_ps(run_sums(TENSOR_Q6_K, row, x, run + k), scale, acc[k % 2]);
-        }
-    }
-    return total(acc[0], acc[1]);
-}
-
-static float dot_rounded(enum tensor_type type, const uint8_t *row, const struct rounded *x, size_t runs)
-{
-    switch (type) {
-    case TENSOR_Q4_0:
-        return dot_small(TENSOR_Q4_0, 18, row, x, runs);
-    case TENSOR_Q4_1:
-        return dot_small(TENSOR_Q4_1, 20, row, x, runs);
-    case TENSOR_Q5_0:
-        return dot_small(TENSOR_Q5_0, 22, row, x, runs);
-    case TENSOR_Q5_1:
-        return dot_small(TENSOR_Q5_1, 24, row, x, runs);
-    case TENSOR_Q8_0:
-        return dot_small(TENSOR_Q8_0, 34, row, x, runs);
-    case TENSOR_Q4_K:
-        return dot_k45(TENSOR_Q4_K, row, x, runs);
-    case TENSOR_Q5_K:
-        return dot_k45(TENSOR_Q5_K, row, x, runs);
-    default:
-        return dot_q6k(row, x, runs);
-    }
-}
-
-INLINE __m512i round_half(__m512 steps, int8_t *high, int8_t *low)
-{
-    const __m512i whole = _mm512_cvtps_epi32(steps);
-    const __m512 rest = _mm512_mul_ps(_mm512_sub_ps(steps, _mm512_cvtepi32_ps(whole)), _mm512_set1_ps(256));
-    const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(rest));
-    _mm_storeu_si128((__m128i *)(void *)high, _mm512_cvtsepi32_epi8(whole));
-    _mm_storeu_si128((__m128i *)(void *)low, bytes);
-    return _mm512_add_epi32(_mm512_slli_epi32(whole, 8), _mm512_cvtepi8_epi32(bytes));
-}
-
-/* To steps of a 32512th of the run's largest value; a NaN or an infinity makes the row's results NaN. */
-static void round_run(const float *x, int bias, int8_t *high, int8_t *low, int32_t *start, float *d, float *sum)
-{
-    const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
-    const float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-    const float bad = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_sub_ps(a, a), _mm512_sub_ps(b, b)));
-    const __m512 by = _mm512_set1_ps(top > 0 ? 127 / top : 0);
-    const __m512i first = round_half(_mm512_mul_ps(a, by), high, low);
-    const __m512i second = round_half(_mm512_mul_ps(b, by), high + 16, low + 16);
-    const __m256i ones = _mm256_set1_epi8(1), zero = _mm256_setzero_si256();
-    __m256i sums = _mm256_slli_epi32(_mm256_dpbusd_epi32(zero, ones, quants_load((const uint8_t *)high)), 8);
-    sums = _mm256_dpbusd_epi32(sums, ones, quants_load((const uint8_t *)low));
-    _mm256_storeu_si256((__m256i *)(void *)start, _mm256_mullo_epi32(sums, _mm256_set1_epi32(-bias)));
-    *d = top / 127 / 256 + bad;
-    *sum = *d * (float)_mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
-}
-
-/* Where this product may round x to 16 bits, does it; else j->rounded stays NULL. */
-static void round_input(const struct kernel_run *run, struct job *j, struct rounded rounded[KERNEL_DECODE_ROWS],
-                        uint8_t **next, const uint8_t *end)
-{
-    const size_t runs = (size_t)j->w->in / 32;
-    const enum tensor_type type = j->w->type; /* Q2_K has two minima a run, and no product here */
-    if (run->precision != KERNEL_BF16 || tensor_type_block(type) == 1 || type == TENSOR_Q2_K)
-        return;
-    for (int32_t r = 0; r < j->m; r++) {
-        int8_t *high = scratch_take(next, end, runs * 32), *low = scratch_take(next, end, runs * 32);
-        int32_t *start = scratch_take(next, end, runs * 32);
-        float *d = scratch_take(next, end, runs * 4), *sum = scratch_take(next, end, runs * 4);
-        float *pairs = scratch_take(next, end, runs * 8);
-        for (size_t i = 0; i < runs; i++) {
-            round_run(j->x + ((size_t)r * runs + i) * 32, quants_bias(type), high + i * 32, low + i * 32, start + i * 8,
-                      d + i, sum + i);
-            pairs[2 * i] = d[i];
-            pairs[2 * i + 1] = sum[i];
-        }
-        rounded[r] = (struct rounded){high, low, start, pairs, d, sum};
-    }
-    j->rounded = rounded;
-}
-#endif
-
-#ifdef __AVX512F__
-/* One row of Q4_1 against one x without a decoded copy: Σ (q·d + m)·x = Σ_blocks d·Σ q·x + m·Σ x, per lane. */
-static float dot_q4_1(const uint8_t *row, const float *x, int32_t n)
-{
-    vec s0 = vec_zero(), s1 = vec_zero();
-    const __m128i mask = _mm_set1_epi8(15);
-    for (int32_t i = 0; i < n; i += 32, row += 20) {
-        __m128i scales = _mm_loadu_si32(row), bytes = _mm_loadu_si128((const __m128i *)(const void *)(row + 4));
-        __m128 dm = _mm_cvtph_ps(scales);
-        vec d = _mm512_broadcastss_ps(dm), m = _mm512_broadcastss_ps(_mm_movehdup_ps(dm)), low[1], high[1];
-        vec_from_u8(_mm_and_si128(bytes, mask), low);
-        vec_from_u8(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask), high);
-        s0 = vec_fma(vec_fma(low[0], d, m), vec_load(x + i), s0);
-        s1 = vec_fma(vec_fma(high[0], d, m), vec_load(x + i + 16), s1);
-    }
-    return vec_sum(vec_add(s0, s1));
-}
-
-static float dot_q8_0(const uint8_t *row, const float *x, int32_t n)
-{
-    vec s0 = vec_zero(), s1 = vec_zero();
-    for (int32_t i = 0; i < n; i += 32, row += 34) {
-        vec d = _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_loadu_si16(row))), low[1], high[1];
-        vec_from_s8(_mm_loadu_si128((const __m128i *)(const void *)(row + 2)), low);
-        vec_from_s8(_mm_loadu_si128((const __m128i *)(const void *)(row + 18)), high);
-        s0 = vec_fma(vec_mul(low[0], d), vec_load(x + i), s0);
-        s1 = vec_fma(vec_mul(high[0], d), vec_load(x + i + 16), s1);
-    }
-    return vec_sum(vec_add(s0, s1));
-}
-#endif
-
-static void decode_item(void *ctx, int item, int thread)
-{
-    const struct job *j = ctx;
-    const struct tensor *w = j->w;
-    float *buffer = (float *)(void *)(j->rows + (size_t)thread * j->row_bytes);
-    int32_t end = (item + 1) * OUTPUTS < w->out ? (item + 1) * OUTPUTS : w->out;
-    const uint8_t *row = tensor_row(w, item * OUTPUTS);
-    const ptrdiff_t row_bytes = tensor_row(w, 1) - tensor_row(w, 0);
-    for (int32_t o = item * OUTPUTS; o < end; o++, row += row_bytes) {
-        float bias = j->bias ? j->bias[o] : 0.0f;
-#ifdef __AVX512VNNI__
-        if (j->rounded) {
-            for (int32_t i = 0; i < j->m; i++)
-                j->y[(ptrdiff_t)i * w->out + o] = dot_rounded(w->type, row, &j->rounded[i], (size_t)w->in / 32) + bias;
-            continue;
-        }
-#endif
-#ifdef __AVX512F__
-        if (j->m == 1 && w->type == TENSOR_Q4_1) {
-            j->y[o] = dot_q4_1(row, j->x, w->in) + bias;
-            continue;
-        }
-        if (j->m == 1 && w->type == TENSOR_Q8_0) {
-            j->y[o] = dot_q8_0(row, j->x, w->in) + bias;
-            continue;
-        }
-#endif
-        const float *values = buffer;
+    const struct tensor *w = l->w;
+    const int32_t end = first + j->unit < w->out ? first + j->unit : w->out;
+    for (int32_t o = first; o < end; o++) {
+        const uint8_t *row = tensor_row(w, o);
+        const float bias = l->bias ? l->bias[o] : 0.0f, *values = buffer;
         if (w->type == TENSOR_F32)
             values = (const float *)(const void *)row;
         else
             ISA(dequantise)(w->type, row, 0, (size_t)w->in, buffer);
         for (int32_t i = 0; i < j->m; i++)
-            j->y[(ptrdiff_t)i * w->out + o] = dot(values, j->x + (ptrdiff_t)i * w->in, w->in) + bias;
+            l->y[(ptrdiff_t)i * w->out + o] = dot(values, j->x + (ptrdiff_t)i * w->in, w->in) + bias;
     }
 }
 
-void ISA(linear_decode)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *bias,
-                        const float *x, float *y)
+/* --- all linears -------------------------------------------------------------------------------------------------- */
+
+static void add_lora(const struct job *j, const struct served_linear *l, int32_t first)
 {
-    assert(m >= 1 && m <= KERNEL_DECODE_ROWS);
+    const int32_t out = l->w->out, end = first + j->unit < out ? first + j->unit : out;
+    for (int32_t i = 0; i < j->m; i++) {
+        const float *h = l->h + (ptrdiff_t)i * l->h_stride;
+        for (int32_t o = first; o < end; o++)
+            l->y[(ptrdiff_t)i * out + o] += l->scale * dot(l->b + (ptrdiff_t)o * l->rank, h, l->rank);
+    }
+}
+
+static int32_t groups_of(const struct job *j, const struct tensor *w)
+{
+    return (w->out + j->unit - 1) / j->unit;
+}
+
+static void decode_item(void *ctx, int item, int thread)
+{
+    const struct job *j = ctx;
+    const struct served_linear *l = j->linears;
+    int32_t group = item * j->per_item, left = j->per_item;
+    if (left > j->groups - group)
+        left = j->groups - group;
+    for (; group >= groups_of(j, l->w); l++)
+        group -= groups_of(j, l->w);
+    for (; left > 0; left--, group++) {
+        if (group == groups_of(j, l->w)) {
+            group = 0;
+            l++;
+        }
+        const int32_t row = group * j->unit;
+        if (l->w->interleaved)
+            interleaved(j, l, row);
+        else
+            row_by_row(j, l, row, (float *)(void *)(j->rows + (size_t)thread * j->row_bytes));
+        if (l->b)
+            add_lora(j, l, row);
+    }
+}
+
+static void sum_sixteens(const float *x, size_t n, float *sums)
+{
+    for (size_t i = 0; i < n / 16; i++, x += 16) {
+        vec sum = vec_load(x);
+        for (int v = 1; v < VECS16; v++)
+            sum = vec_add(sum, vec_load(x + v * VL));
+        sums[i] = vec_sum(sum);
+    }
+}
+
+void ISA(linear_decode)(const struct kernel_run *run, int32_t m, int32_t count, const struct served_linear *linears,
+                        const float *x)
+{
+    assert(m >= 1 && m <= KERNEL_DECODE_ROWS && count >= 1);
+    const int threads = pool_threads(run->pool);
     uint8_t *next = run->scratch, *end = next + run->scratch_bytes;
-    struct job j = {.m = m, .w = w, .bias = bias, .x = x, .y = y};
-    j.row_bytes = align64((size_t)w->in * sizeof(float));
-    j.rows = scratch_take(&next, end, j.row_bytes * (size_t)pool_threads(run->pool));
-#ifdef __AVX512VNNI__
-    struct rounded rounded[KERNEL_DECODE_ROWS];
-    round_input(run, &j, rounded, &next, end);
-#endif
-    pool_run(run->pool, (w->out + OUTPUTS - 1) / OUTPUTS, decode_item, &j);
+    struct job j = {.m = m, .in = linears[0].w->in, .count = count, .linears = linears, .x = x};
+    j.row_bytes = align64((size_t)j.in * sizeof(float));
+    j.rows = scratch_take(&next, end, j.row_bytes * (size_t)threads);
+    float *sums = scratch_take(&next, end, (size_t)m * ((size_t)j.in / 16) * sizeof *sums);
+    bool any_interleaved = false;
+    int64_t rows = 0;
+    for (int32_t i = 0; i < count; i++) {
+        assert(linears[i].w->in == j.in);
+        any_interleaved = any_interleaved || linears[i].w->interleaved;
+        rows += linears[i].w->out;
+    }
+    j.unit = any_interleaved || rows >= (int64_t)LANES * threads * ITEMS_A_THREAD ? LANES : FEW;
+    for (int32_t i = 0; i < count; i++)
+        j.groups += groups_of(&j, linears[i].w);
+    for (int32_t i = 0; i < m && any_interleaved; i++)
+        sum_sixteens(x + (ptrdiff_t)i * j.in, (size_t)j.in, sums + (ptrdiff_t)i * (j.in / 16));
+    j.sums = sums;
+    j.per_item = (j.groups + threads * ITEMS_A_THREAD - 1) / (threads * ITEMS_A_THREAD);
+    pool_run(run->pool, (j.groups + j.per_item - 1) / j.per_item, decode_item, &j);
 }

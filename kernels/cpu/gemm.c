@@ -5,6 +5,7 @@
  * and drop the copies, so each element is summed in one order everywhere.
  */
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/interleave.h"
 
 /* Fewer rows are not worth packing a panel of weights for. */
 #define SLICE_ROWS_MIN 48
@@ -99,6 +100,10 @@ static void pack_weights_transposed(const struct gemm *g, int32_t n0, int32_t co
     for (int32_t r = 0; r < columns; r += VL) {
         int32_t rows = columns - r < VL ? columns - r : VL;
         float *dst = panel + r / GEMM_NR * panel_step + r % GEMM_NR;
+        if (g->w->interleaved) {
+            ISA(interleaved_panel)(g->w, n0 + r, (size_t)kb, (size_t)kc, dst, GEMM_NR);
+            continue;
+        }
         for (int32_t k = 0; k < kc; k += GEMM_TILE) {
             int32_t length = kc - k < GEMM_TILE ? kc - k : GEMM_TILE;
             const ptrdiff_t stride = GEMM_TILE + 16;

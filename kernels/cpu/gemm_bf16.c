@@ -1,5 +1,6 @@
 /* The product over bfloat16 inputs. */
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/interleave.h"
 
 #ifdef __AVX512BF16__
 /* n floats to bfloat16; an odd last one gets a zero partner. */
@@ -37,6 +38,14 @@ struct rounded_rows ISA(round_rows)(const struct kernel_run *run, const struct g
     return (struct rounded_rows){.values = c.values, .stride = c.stride};
 }
 
+/* 16 columns of two rows, the second one after the first in memory's order of pairs. */
+INLINE void pack_pair(const float *first, const float *second, float *to)
+{
+    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(vec_load(first)));
+    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(vec_load(second)));
+    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+
 static void pack_transposed(const struct gemm *g, int32_t n0, int32_t columns, int32_t kb, int32_t kc, float *panel,
                             float *tile)
 {
@@ -45,6 +54,12 @@ static void pack_transposed(const struct gemm *g, int32_t n0, int32_t columns, i
         int32_t rows = columns - r < VL ? columns - r : VL;
         for (int32_t k = 0; k < kc; k += GEMM_TILE) {
             int32_t length = kc - k < GEMM_TILE ? kc - k : GEMM_TILE;
+            if (g->w->interleaved) { /* whole runs, so an even depth */
+                ISA(interleaved_panel)(g->w, n0 + r, (size_t)(kb + k), (size_t)length, tile, VL);
+                for (int32_t i = 0; i < length; i += 2)
+                    pack_pair(tile + i * VL, tile + (i + 1) * VL, panel + r + (ptrdiff_t)((k + i) / 2) * GEMM_NR);
+                continue;
+            }
             for (int32_t i = 0; i < rows; i++) {
                 float *to = tile + i * stride;
                 ISA(dequantise)(g->w->type, tensor_row(g->w, n0 + r + i), (size_t)(kb + k), (size_t)length, to);
@@ -69,12 +84,8 @@ void ISA(pack_rounded)(const struct gemm *g, int32_t n0, int32_t columns, int32_
             ISA(dequantise)(g->w->type, tensor_row(g->w, kb + k + 1), (size_t)n0, (size_t)columns, tile + GEMM_NR);
         else
             memset(tile + GEMM_NR, 0, GEMM_NR * sizeof(float));
-        for (int32_t j = 0; j < GEMM_NR; j += 16) {
-            __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(vec_load(tile + j)));
-            __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(vec_load(tile + GEMM_NR + j)));
-            _mm512_storeu_si512(panel + (ptrdiff_t)(k / 2) * GEMM_NR + j,
-                                _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-        }
+        for (int32_t j = 0; j < GEMM_NR; j += 16)
+            pack_pair(tile + j, tile + GEMM_NR + j, panel + (ptrdiff_t)(k / 2) * GEMM_NR + j);
     }
 }
 

@@ -6,6 +6,7 @@
  * dozens.
  */
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/interleave.h"
 
 #if defined(__AVX512VNNI__) && !defined(__AVX512BF16__)
 #define STEPS_A 8191
@@ -110,30 +111,6 @@ INLINE float *panel_scales(float *panel, int32_t kc)
     return panel + (ptrdiff_t)((kc + 1) / 2) * GEMM_NR;
 }
 
-/* Columns are rows of w: each is rounded along its depth, then turned over in pairs. */
-static void pack_transposed(const struct gemm *g, int32_t n0, int32_t columns, int32_t kb, int32_t kc, float *panel,
-                            float *tile)
-{
-    const ptrdiff_t stride = GEMM_TILE + 16;
-    float *scales = panel_scales(panel, kc);
-    for (int32_t r = 0; r < columns; r += VL) {
-        int32_t rows = columns - r < VL ? columns - r : VL;
-        for (int32_t k = 0; k < kc; k += GEMM_TILE) {
-            int32_t length = kc - k < GEMM_TILE ? kc - k : GEMM_TILE;
-            for (int32_t i = 0; i < rows; i++) {
-                float *to = tile + i * stride;
-                ISA(dequantise)(g->w->type, tensor_row(g->w, n0 + r + i), (size_t)(kb + k), (size_t)length, to);
-                for (int32_t at = 0; at < length; at += INT16_DEPTH) {
-                    const int32_t n = length - at < INT16_DEPTH ? length - at : INT16_DEPTH;
-                    scales[(k + at) / INT16_DEPTH * GEMM_NR + r + i] =
-                        round_run(to + at, n, STEPS_B, (int16_t *)(void *)to + at);
-                }
-            }
-            pack_rows(tile, stride, rows, (length + 1) / 2, panel + r + (ptrdiff_t)(k / 2) * GEMM_NR);
-        }
-    }
-}
-
 /* 16 columns of n ≤ INT16_DEPTH rows of tile, `width` apart. */
 INLINE void pack_columns(const float *tile, ptrdiff_t width, int32_t n, float *panel, float *scales)
 {
@@ -150,6 +127,35 @@ INLINE void pack_columns(const float *tile, ptrdiff_t width, int32_t n, float *p
         /* (low & 0xffff) | high << 16 */
         _mm512_storeu_si512(panel + (ptrdiff_t)(k / 2) * GEMM_NR,
                             _mm512_mask_mov_epi16(_mm512_slli_epi32(high, 16), 0x55555555, low));
+    }
+}
+
+/* Columns are rows of w: each is rounded along its depth, then turned over in pairs. */
+static void pack_transposed(const struct gemm *g, int32_t n0, int32_t columns, int32_t kb, int32_t kc, float *panel,
+                            float *tile)
+{
+    const ptrdiff_t stride = GEMM_TILE + 16;
+    float *scales = panel_scales(panel, kc);
+    for (int32_t r = 0; r < columns; r += VL) {
+        int32_t rows = columns - r < VL ? columns - r : VL;
+        for (int32_t k = 0; g->w->interleaved && k < kc; k += INT16_DEPTH) {
+            const int32_t n = kc - k < INT16_DEPTH ? kc - k : INT16_DEPTH;
+            ISA(interleaved_panel)(g->w, n0 + r, (size_t)(kb + k), (size_t)n, tile, VL);
+            pack_columns(tile, VL, n, panel + r + (ptrdiff_t)(k / 2) * GEMM_NR, scales + k / INT16_DEPTH * GEMM_NR + r);
+        }
+        for (int32_t k = 0; !g->w->interleaved && k < kc; k += GEMM_TILE) {
+            int32_t length = kc - k < GEMM_TILE ? kc - k : GEMM_TILE;
+            for (int32_t i = 0; i < rows; i++) {
+                float *to = tile + i * stride;
+                ISA(dequantise)(g->w->type, tensor_row(g->w, n0 + r + i), (size_t)(kb + k), (size_t)length, to);
+                for (int32_t at = 0; at < length; at += INT16_DEPTH) {
+                    const int32_t n = length - at < INT16_DEPTH ? length - at : INT16_DEPTH;
+                    scales[(k + at) / INT16_DEPTH * GEMM_NR + r + i] =
+                        round_run(to + at, n, STEPS_B, (int16_t *)(void *)to + at);
+                }
+            }
+            pack_rows(tile, stride, rows, (length + 1) / 2, panel + r + (ptrdiff_t)(k / 2) * GEMM_NR);
+        }
     }
 }
 

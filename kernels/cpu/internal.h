@@ -19,6 +19,13 @@
 /* Query rows of one attention block; blocks start at the segment, so a row's sums do not depend on its batchmates. */
 #define ATTENTION_ROWS 48
 
+/* Decoding attention: stretches of the keys of one row. */
+#define ATTENTION_SPANS_MAX 32
+static inline int32_t attention_span_keys(int32_t keys)
+{
+    return 32 * ((keys + 32 * ATTENTION_SPANS_MAX - 1) / (32 * ATTENTION_SPANS_MAX));
+}
+
 /* dk and dv of one head of a segment. */
 static inline size_t attention_head_floats(int32_t segment_rows, int32_t head_size)
 {

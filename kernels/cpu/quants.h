@@ -60,6 +60,20 @@ INLINE __m256i quants_q6k(const uint8_t *b, int j)
     return _mm256_or_si256(low, _mm256_slli_epi16(high, 4));
 }
 
+/* Four 2-bit values to a byte: a run takes the same two bits of 32 bytes. */
+INLINE __m256i quants_q2k(const uint8_t *b, int j)
+{
+    const __m256i q = _mm256_srl_epi16(quants_load(b + 16 + (j >> 2) * 32), _mm_cvtsi32_si128((j & 3) * 2));
+    return _mm256_and_si256(q, _mm256_set1_epi8(3));
+}
+
+/* The 6-bit scale and minimum of run j out of the 12 packed bytes of Q4_K and Q5_K. */
+INLINE void quants_k_scale(const uint8_t *s, int j, uint8_t *scale, uint8_t *min)
+{
+    *scale = (uint8_t)(j < 4 ? s[j] & 63 : (s[j + 4] & 15) | (s[j - 4] >> 6) << 4);
+    *min = (uint8_t)(j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | (s[j] >> 6) << 4);
+}
+
 /* Unsigned bytes. Q8_0's are moved up by 128. */
 INLINE __m256i quants_bytes(enum tensor_type type, const uint8_t *row, size_t run)
 {
@@ -76,6 +90,8 @@ INLINE __m256i quants_bytes(enum tensor_type type, const uint8_t *row, size_t ru
         return quants_k45(row + run / 8 * 144, (int)(run % 8), false);
     case TENSOR_Q5_K:
         return quants_k45(row + run / 8 * 176, (int)(run % 8), true);
+    case TENSOR_Q2_K:
+        return quants_q2k(row + run / 8 * 84, (int)(run % 8));
     case TENSOR_Q6_K:
         return quants_q6k(row + run / 8 * 210, (int)(run % 8));
     default:
@@ -107,10 +123,8 @@ INLINE void quants_scales(enum tensor_type type, const uint8_t *row, size_t run,
     case TENSOR_Q4_K:
     case TENSOR_Q5_K: {
         b = row + run / 8 * (type == TENSOR_Q4_K ? 144 : 176);
-        const uint8_t *s = b + 4;
-        const int j = (int)(run % 8);
-        const int scale = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | (s[j - 4] >> 6) << 4;
-        const int min = j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | (s[j] >> 6) << 4;
+        uint8_t scale, min;
+        quants_k_scale(b + 4, (int)(run % 8), &scale, &min);
         d[0] = d[1] = quants_half(b) * (float)scale;
         *m = -(quants_half(b + 2) * (float)min);
         return;

@@ -39,10 +39,10 @@ static void linear_backward(const struct kernel_run *run, int32_t m, const struc
     }
 }
 
-static void linear_decode(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *bias,
-                          const float *x, float *y)
+static size_t interleaved_bytes(const struct tensor *w)
 {
-    linear_forward(run, m, w, bias, x, y, false);
+    (void)w;
+    return 0;
 }
 
 static void lora_down(const struct kernel_run *run, int32_t m, int32_t in, int32_t r, const float *a, const float *x,
@@ -70,6 +70,16 @@ static void lora_up(const struct kernel_run *run, int32_t m, int32_t out, int32_
                 sum += h[(ptrdiff_t)t * h_stride + j] * b[(ptrdiff_t)o * r + j];
             y[(ptrdiff_t)t * out + o] += s * sum;
         }
+    }
+}
+
+static void linear_decode(const struct kernel_run *run, int32_t m, int32_t count, const struct served_linear *linears,
+                          const float *x)
+{
+    for (const struct served_linear *l = linears; l < linears + count; l++) {
+        linear_forward(run, m, l->w, l->bias, x, l->y, false);
+        if (l->b)
+            lora_up(run, m, l->w->out, l->rank, l->scale, l->b, l->h, l->h_stride, l->y);
     }
 }
 
@@ -276,6 +286,7 @@ const struct kernel_ops kernel_ops_scalar = {
     .linear_forward = linear_forward,
     .linear_backward = linear_backward,
     .linear_decode = linear_decode,
+    .interleaved_bytes = interleaved_bytes,
     .lora_down = lora_down,
     .lora_up = lora_up,
     .lora_up_backward = lora_up_backward,

@@ -22,22 +22,27 @@ size_t kernels_linear_scratch(int threads, int32_t m, int32_t out, int32_t in)
 {
     int32_t k = larger(out, in);
     size_t rounded = align64((size_t)m * ((size_t)k + 2) * 2) + rounded_scales(m, k);
-    /* A decoded row a thread; or KERNEL_DECODE_ROWS rows of x in 16 bits, 112 bytes a run of 32. */
+    /* A decoded row a thread, and sums of 16 values of x each. */
     size_t decode = (size_t)threads * align64((size_t)k * sizeof(float));
-    decode += KERNEL_DECODE_ROWS * ((size_t)k / 32 * 112 + 6 * 64);
+    decode += align64(KERNEL_DECODE_ROWS * ((size_t)k / 16) * sizeof(float));
     return (size_t)threads * gemm_thread_bytes(k) + rounded + decode + 64;
 }
 
-/* Per thread: keys and values transposed, two blocks of scores, one row of decoding scores; and dk, dv of each head. */
+/* Per thread: keys and values transposed, two blocks of scores; and dk, dv of each head. And for
+ * decoding what the spans of one row give, and a row of scores. */
 size_t kernels_attention_scratch(int threads, const struct attention_shape *shape, int32_t segment_rows_max,
                                  int32_t decode_length_max)
 {
     size_t rows = ((size_t)segment_rows_max + GEMM_COLUMNS) & ~(size_t)(GEMM_COLUMNS - 1);
     size_t packed = align64(rows * ((size_t)shape->head_size + 16) * sizeof(float));
     size_t scores = align64((size_t)ATTENTION_ROWS * rows * sizeof(float));
-    size_t decode = align64(((size_t)decode_length_max + 64) * sizeof(float));
+    size_t decode =
+        align64((size_t)ATTENTION_SPANS_MAX * (size_t)shape->heads * (size_t)shape->head_size * sizeof(float));
+    decode += 2 * align64((size_t)shape->heads * ATTENTION_SPANS_MAX * sizeof(float));
+    decode += align64(((size_t)decode_length_max + 64) * sizeof(float));
     size_t sums = (size_t)larger(shape->heads, threads) * attention_head_floats(segment_rows_max, shape->head_size);
-    return (size_t)threads * (2 * packed + 2 * scores + decode + 256) + align64(sums * sizeof(float)) + 64;
+    return (size_t)threads * (2 * packed + 2 * scores + 256) + align64(sums * sizeof(float)) +
+           (decode_length_max > 0 ? decode : 0) + 64;
 }
 
 /* Each chunk decodes all of the head's weights, twice: many rows, but logits of no more than 128 MB. */

@@ -98,6 +98,10 @@ INLINE float vec_top(vec x)
 {
     return _mm512_reduce_max_ps(x);
 }
+INLINE float vec_first(vec x)
+{
+    return _mm512_cvtss_f32(x);
+}
 /* 16 unsigned or signed bytes to floats. */
 INLINE void vec_from_u8(__m128i bytes, vec out[1])
 {
@@ -191,6 +195,10 @@ INLINE float vec_top(vec x)
     __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+INLINE float vec_first(vec x)
+{
+    return _mm256_cvtss_f32(x);
 }
 INLINE void vec_from_u8(__m128i bytes, vec out[2])
 {
@@ -292,8 +300,10 @@ void ISA(linear_forward)(const struct kernel_run *run, int32_t m, const struct t
                          const float *x, float *y, bool accumulate);
 void ISA(linear_backward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *dy, float *dx,
                           bool accumulate);
-void ISA(linear_decode)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *bias,
-                        const float *x, float *y);
+void ISA(linear_decode)(const struct kernel_run *run, int32_t m, int32_t count, const struct served_linear *linears,
+                        const float *x);
+size_t ISA(interleaved_bytes)(const struct tensor *w);
+void ISA(interleave)(const struct kernel_run *run, const struct tensor *w, void *to);
 void ISA(lora_down)(const struct kernel_run *run, int32_t m, int32_t in, int32_t r, const float *a, const float *x,
                     float *h);
 void ISA(lora_up)(const struct kernel_run *run, int32_t m, int32_t out, int32_t r, float s, const float *b,

@@ -404,6 +404,11 @@ struct span gguf_bytes(const struct gguf *gguf)
     return gguf->bytes;
 }
 
+struct span gguf_map(const struct gguf *gguf)
+{
+    return gguf->mapped ? gguf->bytes : span_of(NULL, 0);
+}
+
 static const struct gguf_pair *find(const struct gguf *g, const char *key)
 {
     struct gguf_pair wanted = {.key = span_str(key)};

@@ -76,6 +76,7 @@ void gguf_close(struct gguf *gguf); /* accepts NULL */
 
 const char *gguf_name(const struct gguf *gguf);  /* as messages call it: the file's name without its folder */
 struct span gguf_bytes(const struct gguf *gguf); /* the whole file, for hashing */
+struct span gguf_map(const struct gguf *gguf);   /* the same if gguf_open mapped it, else empty */
 
 /* Metadata. ERR_NOT_FOUND if the key is absent, ERR_INTEGRITY if its type or value is not as asked for. */
 bool gguf_has(const struct gguf *gguf, const char *key);

@@ -99,6 +99,7 @@ int gguf_load_model(const struct gguf *gguf, struct model *ret_model, struct err
     if (rc == 0 && !model_parts_divisors(&m->rope_freqs))
         rc = error_set(err, ERR_INTEGRITY, "%s: tensor rope_freqs.weight holds a value that is not positive",
                        gguf_name(gguf));
+    m->map = gguf_map(gguf);
     if (rc == 0)
         *ret_model = *m;
     free(m);

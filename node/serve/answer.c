@@ -59,8 +59,11 @@ int answerer_new(struct answerer **ret_answerer, const struct site *site, int32_
     if ((rc = pool_new(site->threads, &a->pool, err)) < 0 ||
         (rc = site_backend_new(site, a->pool, &a->backend, err)) < 0)
         goto out;
-    struct infer_options options = {
-        .backend = a->backend, .rows_max = PROMPT_PIECE, .context_max = a->context, .rank_max = LORA_RANK_MAX};
+    struct infer_options options = {.backend = a->backend,
+                                    .rows_max = PROMPT_PIECE,
+                                    .context_max = a->context,
+                                    .rank_max = LORA_RANK_MAX,
+                                    .answering = true};
     if ((rc = infer_new(&options, &site->model, &a->infer, err)) < 0 ||
         (rc = kv_cache_new(a->backend, &site->model, a->context, &a->cache, err)) < 0)
         goto out;

@@ -8,6 +8,7 @@
 
 #include "tests/check.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -81,6 +82,17 @@ static void test_hex(void)
     CHECK(hex_decode("00ffa9cg", bytes, 4) == ERR_INTEGRITY);
 }
 
+/* Whether the page is in this process's memory: bit 63 of its word in Linux's pagemap. */
+static bool page_present(const void *at)
+{
+    uint64_t word = 0;
+    const int fd = open("/proc/self/pagemap", O_RDONLY);
+    const off_t where = (off_t)((uintptr_t)at / (uintptr_t)sysconf(_SC_PAGESIZE) * sizeof word);
+    CHECK(fd >= 0 && pread(fd, &word, sizeof word, where) == sizeof word);
+    close(fd);
+    return word >> 63 & 1;
+}
+
 static void test_files(void)
 {
     char folder[] = "/tmp/consilium-test-XXXXXX", path[128];
@@ -103,6 +115,11 @@ static void test_files(void)
     snprintf(pipe_path, sizeof pipe_path, "%s.pipe", path);
     CHECK(mkfifo(pipe_path, 0600) == 0 && file_map(pipe_path, &map, &err) == ERR_CONFIG && unlink(pipe_path) == 0);
     CHECK(file_map(path, &map, &err) == 0 && map.len == 6);
+    const uint8_t first = map.ptr[0];
+    CHECK(page_present(map.ptr));
+    file_map_rest(map);
+    CHECK(!page_present(map.ptr) && map.ptr[0] == first && page_present(map.ptr));
+    file_map_rest(span_of(NULL, 0));
     file_unmap(map);
     unlink(path);
     buffer_init(&b, 5);

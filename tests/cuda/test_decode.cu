@@ -61,8 +61,11 @@ static void check_linear(enum tensor_type type, enum tensor_type w_type, int32_t
     struct kernel_run run = {};
     run.scratch = scratch.data();
     run.scratch_bytes = scratch.size() * sizeof(float);
-    struct tensor dense = {values.data(), TENSOR_F32, out, in};
-    reference()->linear_decode(&run, m, &dense, NULL, x.data(), want.data());
+    struct tensor dense = {values.data(), TENSOR_F32, out, in, NULL};
+    struct served_linear part = {};
+    part.w = &dense;
+    part.y = want.data();
+    reference()->linear_decode(&run, m, 1, &part, x.data());
 
     device_rows x_rows(type, m, in, in + 8, 0, x), y_rows(type, m, out, (out + 15) / 8 * 8);
     std::vector<float> poison(want.size() + 1, NAN);

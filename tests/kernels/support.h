@@ -119,5 +119,6 @@ int tests_gradients(void);
 int tests_tensor(void);
 int tests_clip(void);
 int tests_rounded(void);
+int tests_decode(struct pool *pool);
 
 #endif

@@ -8,12 +8,6 @@ static const enum tensor_type all_types[] = {
     TENSOR_Q5_1, TENSOR_Q8_0, TENSOR_Q2_K, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K,
 };
 
-/* Whether linear_decode may round its input to 8 bits before weights of this type. */
-static bool rounds_input(enum tensor_type type)
-{
-    return tensor_type_block(type) > 1 && type != TENSOR_Q2_K;
-}
-
 static void check_linear(const struct kernel_ops *ops, enum kernel_precision precision, enum tensor_type type,
                          int32_t m, int32_t out, int32_t in)
 {
@@ -36,9 +30,10 @@ static void check_linear(const struct kernel_ops *ops, enum kernel_precision pre
         CHECK_CLOSE(dx, want_dx, nx, tolerance);
     }
     if (m <= KERNEL_DECODE_ROWS) {
-        ops->linear_decode(&run, m, &w, bias, x, y);
-        reference->linear_decode(&run, m, &w, bias, x, want);
-        CHECK_CLOSE(y, want, ny, precision == KERNEL_BF16 ? 1e-4 : 2e-5); /* x in 16 bits: below */
+        const struct served_linear fast = {&w, bias, y}, plain = {&w, bias, want};
+        ops->linear_decode(&run, m, 1, &fast, x);
+        reference->linear_decode(&run, m, 1, &plain, x);
+        CHECK_CLOSE(y, want, ny, 2e-5);
     }
     free(run.scratch);
     free((void *)(uintptr_t)w.data);
@@ -70,68 +65,6 @@ static void test_linear(void)
         check_linear(ops, KERNEL_BF16, TENSOR_F32, 5, 4101, 40);
         check_linear(ops, KERNEL_F32, TENSOR_Q4_1, 400, 40, 64); /* rows cut between threads */
         check_linear(ops, KERNEL_BF16, TENSOR_Q4_1, 400, 40, 64);
-    }
-}
-
-/* In 256ths, as a whole and a rest of a byte each. */
-static float round16(float steps)
-{
-    const float whole = rintf(steps), rest = rintf((steps - whole) * 256);
-    return whole * 256 + (rest > 127 ? 127 : rest);
-}
-
-/* linear_decode where it rounds x to 16 bits: against the same rounding done here, the weights decoded plainly. */
-static void check_rounded_decode(const struct kernel_ops *ops, enum tensor_type type, int32_t m, int32_t out,
-                                 int32_t in)
-{
-    struct kernel_run run = support_run(pool, kernels_linear_scratch(pool_threads(pool), m, out, in));
-    struct tensor w = support_tensor(type, out, in);
-    size_t ny = (size_t)m * (size_t)out, nx = (size_t)m * (size_t)in, row_bytes = 0;
-    float *x = support_floats(nx), *bias = support_floats((size_t)out), *y = support_floats(ny);
-    float *want = support_floats(ny), *row = support_floats((size_t)in), *rounded = support_copy(x, nx);
-    CHECK(tensor_type_row_bytes(type, (size_t)in, &row_bytes));
-    memset(x, 0, 32 * sizeof *x); /* a run of zeros */
-    for (size_t i = 0; i < nx; i += 32) {
-        float top = 0;
-        for (size_t k = i; k < i + 32; k++)
-            top = fabsf(x[k]) > top ? fabsf(x[k]) : top;
-        for (size_t k = i; k < i + 32; k++)
-            rounded[k] = top > 0 ? round16(x[k] * (127 / top)) * (top / 127 / 256) : 0;
-    }
-    for (int32_t o = 0; o < out; o++) {
-        tensor_dequantise(type, (const uint8_t *)w.data + (size_t)o * row_bytes, (size_t)in, row);
-        for (int32_t r = 0; r < m; r++) {
-            double sum = bias[o];
-            for (int32_t k = 0; k < in; k++)
-                sum += (double)row[k] * rounded[r * in + k];
-            want[r * out + o] = (float)sum;
-        }
-    }
-    run.precision = KERNEL_BF16;
-    ops->linear_decode(&run, m, &w, bias, x, y);
-    CHECK_CLOSE(y, want, ny, 1e-5);
-    x[in - 1] = NAN; /* of row 0: nothing hides it, and no other row sees it */
-    ops->linear_decode(&run, m, &w, bias, x, y);
-    for (int32_t o = 0; o < out; o++)
-        CHECK(isnan(y[o]));
-    CHECK_CLOSE(y + out, want + out, ny - (size_t)out, 1e-5);
-    float *all[] = {x, bias, y, want, row, rounded, run.scratch};
-    for (size_t i = 0; i < ARRAY_LEN(all); i++)
-        free(all[i]);
-    free((void *)(uintptr_t)w.data);
-}
-
-static void test_rounded_decode(void)
-{
-    FOR_EACH_TABLE(ops)
-    {
-        for (size_t i = 0; i < ARRAY_LEN(all_types) && ops->isa >= KERNEL_AVX512_VNNI; i++) {
-            const size_t block = tensor_type_block(all_types[i]);
-            if (!rounds_input(all_types[i]))
-                continue;
-            check_rounded_decode(ops, all_types[i], 1, 33, (int32_t)(3 * block));
-            check_rounded_decode(ops, all_types[i], KERNEL_DECODE_ROWS, 17, block == 32 ? 640 : 512);
-        }
     }
 }
 
@@ -416,6 +349,7 @@ static void test_names(void)
 int main(void)
 {
     struct error err = {0};
+    int failures = 0;
     RUN(test_names);
     for (int threads = 1; threads <= 3; threads += 2) {
         if (pool_new(threads, &pool, &err) < 0) {
@@ -423,7 +357,6 @@ int main(void)
             return 1;
         }
         RUN(test_linear);
-        RUN(test_rounded_decode);
         RUN(test_lora);
         RUN(test_attention);
         RUN(test_norm);
@@ -431,8 +364,9 @@ int main(void)
         RUN(test_gate);
         RUN(test_head);
         RUN(test_embed_and_arenas);
+        failures += tests_decode(pool);
         pool_free(pool);
     }
-    int failures = tests_independence() + tests_gradients() + tests_tensor() + tests_clip() + tests_rounded();
+    failures += tests_independence() + tests_gradients() + tests_tensor() + tests_clip() + tests_rounded();
     return check_report() || failures ? 1 : 0;
 }
