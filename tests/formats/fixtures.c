@@ -125,7 +125,7 @@ struct tokenizer *fixture_tokenizer_json(const json_t *tokenizers, const char *k
     struct tokenizer *tokenizer = NULL;
     struct error err = {0};
     char *text = json_dumps(json_object_get(kind_of(tokenizers, kind), "tokenizer"), JSON_COMPACT);
-    if (tokenizer_from_json(span_str(text), (struct span){0}, kind, &tokenizer, &err) < 0)
+    if (tokenizer_from_json(&(struct tokenizer_files){.tokenizer = span_str(text)}, kind, &tokenizer, &err) < 0)
         fail_msg("%s: %s", kind, err.message);
     free(text);
     return tokenizer;

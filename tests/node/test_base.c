@@ -74,8 +74,9 @@ static int set_up(void **state)
 
 static int tear_down(void **state)
 {
-    static const char *const names[] = {"config.json",       "tokenizer.json", "tokenizer_config.json",
-                                        "model.safetensors", "README.md",      "model.safetensors.index.json"};
+    static const char *const names[] = {
+        "config.json",       "tokenizer.json", "tokenizer_config.json",       "chat_template.jinja",
+        "model.safetensors", "README.md",      "model.safetensors.index.json"};
     char path[128];
     (void)state;
     for (size_t i = 0; i < ARRAY_LEN(names); i++) {
@@ -124,6 +125,8 @@ static void test_hash_of_a_folder(void **state)
 {
     static const char *const names[] = {"config.json", "tokenizer.json", "model.safetensors"};
     static const char *const more[] = {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"};
+    static const char *const all[] = {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+                                      "model.safetensors"};
     uint8_t first[HASH_SIZE], second[HASH_SIZE];
     (void)state;
     hash_of(folder, first);
@@ -137,6 +140,10 @@ static void test_hash_of_a_folder(void **state)
     hash_of(folder, second);
     assert_memory_not_equal(first, second, HASH_SIZE);
     expected_hash(more, 4, first);
+    assert_memory_equal(first, second, HASH_SIZE);
+    put("chat_template.jinja", "x", 1);
+    hash_of(folder, second);
+    expected_hash(all, 5, first);
     assert_memory_equal(first, second, HASH_SIZE);
     put_model(561);
     hash_of(folder, second);

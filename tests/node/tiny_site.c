@@ -215,7 +215,7 @@ void tiny_site_write_folder(const char *path, enum tensor_type type)
     json_t *tokens = json_object_get(json_object_get(golden, "small"), "tokens");
     struct weights *weights = draw_all(golden, type);
     const size_t half = weights->count / 2;
-    char *tokenizer = fixture_vocabulary_json(golden);
+    char *tokenizer = fixture_vocabulary_json(golden), text[256];
     struct error err = {0};
 
     if (file_make_folder(path, 0700, &err) < 0)
@@ -227,8 +227,11 @@ void tiny_site_write_folder(const char *path, enum tensor_type type)
                          (int)json_array_size(tokens), "max_position_embeddings", CONTEXT, "rms_norm_eps",
                          (double)NORM_EPS, "rope_theta", 10000.0, "tie_word_embeddings", 0));
     write_file(path, "tokenizer.json", span_str(tokenizer));
-    write_json(path, "tokenizer_config.json",
-               json_pack("{s:O, s:O}", "bos_token", json_array_get(tokens, 1), "eos_token", json_array_get(tokens, 2)));
+    /* With the length that transformers writes where there is no maximum: no 64-bit integer. */
+    snprintf(text, sizeof text,
+             "{\"model_max_length\": 1000000000000000019884624838656, \"bos_token\": \"%s\", \"eos_token\": \"%s\"}",
+             json_string_value(json_array_get(tokens, 1)), json_string_value(json_array_get(tokens, 2)));
+    write_file(path, "tokenizer_config.json", span_str(text));
     write_shard(weights, path, "model-00001-of-00002.safetensors", 0, half, index);
     write_shard(weights, path, "model-00002-of-00002.safetensors", half, weights->count, index);
     write_json(path, "model.safetensors.index.json",
