@@ -19,3 +19,14 @@ void base_hash(const struct model_file *file, uint8_t out[HASH_SIZE])
     }
     hash_end(&h, out);
 }
+
+int base_hash_path(const char *path, uint8_t ret_hash[HASH_SIZE], struct error *err)
+{
+    struct model_file *file = NULL;
+    int rc = model_file_open(path, &file, err);
+
+    if (rc == 0)
+        base_hash(file, ret_hash);
+    model_file_close(file);
+    return rc;
+}

@@ -17,5 +17,7 @@
 #include "model/formats/model_file.h"
 
 void base_hash(const struct model_file *file, uint8_t out[HASH_SIZE]);
+/* The same of what lies at path, which is opened for it alone. Errors: model_file_open's. */
+int MUST_USE base_hash_path(const char *path, uint8_t ret_hash[HASH_SIZE], struct error *err);
 
 #endif

@@ -25,7 +25,6 @@
 static int load_in_use(const struct config *config, const struct site *site, struct lora *ret_lora,
                        struct version *ret_version, struct error *err)
 {
-    struct adapter_config adapter;
     struct site_store *store = NULL;
     struct vault vault = {0};
     char job[SITE_ID_SIZE];
@@ -34,11 +33,8 @@ static int load_in_use(const struct config *config, const struct site *site, str
 
     if ((rc = vault_open(&vault, config, &clock_system, err)) == 0 &&
         (rc = site_store_open(&store, config, err)) == 0 && (rc = site_store_served(store, job, &round, err)) == 0 &&
-        (rc = version_load(ret_version, &vault, job, round, err)) == 0 &&
-        (rc = adapter_config_parse(span_of(ret_version->lora_text, ret_version->lora_text_len), &adapter, err)) == 0)
-        if ((rc = adapter_config_load(&adapter, &site->model.config, ret_version->params, ret_version->words, ret_lora,
-                                      err)) < 0)
-            error_prefix(err, "job %s version %u", job, round);
+        (rc = version_load(ret_version, &vault, job, round, err)) == 0)
+        rc = version_adapter(ret_version, site->base_hash, &site->model.config, ret_lora, err);
     vault_release(&vault);
     site_store_close(store);
     return rc;
@@ -468,7 +464,6 @@ int command_model_list(struct cli *cli, struct error *err)
 int command_model_export(struct cli *cli, struct error *err)
 {
     const char *job = cli->args[0], *path = cli->args[2];
-    struct adapter_config adapter;
     struct config *config = NULL;
     struct version version = {0};
     struct vault vault = {0};
@@ -481,10 +476,8 @@ int command_model_export(struct cli *cli, struct error *err)
         return error_set(err, ERR_CONFIG, "'%s' is not a version number", cli->args[1]);
     if ((rc = cli_config(cli, &config, err)) == 0 && (rc = vault_open(&vault, config, &clock_system, err)) == 0 &&
         (rc = site_open(&site, config, err)) == 0 &&
-        (rc = version_load(&version, &vault, job, (uint32_t)round, err)) == 0 &&
-        (rc = adapter_config_parse(span_of(version.lora_text, version.lora_text_len), &adapter, err)) == 0)
-        if ((rc = adapter_config_load(&adapter, &site.model.config, version.params, version.words, &lora, err)) < 0)
-            error_prefix(err, "job %s version %lld", job, (long long)round);
+        (rc = version_load(&version, &vault, job, (uint32_t)round, err)) == 0)
+        rc = version_adapter(&version, site.base_hash, &site.model.config, &lora, err);
     if (rc == 0)
         rc = cli_switch(cli, "gguf") ? adapter_export_gguf(&lora, &site.model.config, path, err)
                                      : adapter_export_peft(&lora, &site.model.config, path, BASE_MODEL_NAME, err);

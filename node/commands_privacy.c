@@ -1,5 +1,6 @@
 /* consent list, show, approve, deny; privacy report, epsilon. */
 #include "base/hex.h"
+#include "node/base_hash.h"
 #include "node/commands.h"
 #include "node/jobs/account.h"
 #include "node/jobs/local_plan.h"
@@ -170,7 +171,7 @@ static int check_approval(const struct config *config, struct site_store *store,
     struct secagg_info *info = malloc(sizeof *info);
     struct vault vault = {0};
     struct buffer opening;
-    uint8_t base_hash[HASH_SIZE];
+    uint8_t base[HASH_SIZE];
     enum consent consent;
     int rc;
 
@@ -180,8 +181,8 @@ static int check_approval(const struct config *config, struct site_store *store,
     if ((rc = vault_open(&vault, config, &clock_system, err)) == 0 &&
         (rc = site_store_plan(store, job, &opening, &consent, err)) == 0 &&
         (rc = secagg_peek(buffer_span(&opening), &vault.roster, info, err)) == 0 &&
-        (rc = hash_file(config_path(config, "model.path"), base_hash, NULL, err)) == 0 &&
-        (rc = policy_check_plan(config, &info->plan, base_hash, err)) == 0 &&
+        (rc = base_hash_path(config_path(config, "model.path"), base, err)) == 0 &&
+        (rc = policy_check_plan(config, &info->plan, base, err)) == 0 &&
         (rc = check_budget(config, store, info, err)) == 0)
         memcpy(ret_plan_hash, info->plan.hash, HASH_SIZE);
     buffer_release(&opening);

@@ -11,8 +11,9 @@
 #define PATH_BYTES 4096
 
 /* The parts of a folder that have a place of their own; the shards follow. */
-enum { PART_CONFIG, PART_TOKENIZER, PART_TOKENIZER_CONFIG, PART_WEIGHTS };
-static const char *const fixed_parts[PART_WEIGHTS] = {"config.json", "tokenizer.json", "tokenizer_config.json"};
+enum { PART_CONFIG, PART_TOKENIZER, PART_TOKENIZER_CONFIG, PART_CHAT_TEMPLATE, PART_WEIGHTS };
+static const char *const fixed_parts[PART_WEIGHTS] = {"config.json", "tokenizer.json", "tokenizer_config.json",
+                                                      "chat_template.jinja"};
 #define SINGLE_NAME "model.safetensors"
 #define INDEX_NAME "model.safetensors.index.json"
 
@@ -76,7 +77,7 @@ static int map_shards(struct model_file *f, struct error *err)
 static int open_folder(struct model_file *f, const char *path, struct error *err)
 {
     static const size_t bytes_max[PART_WEIGHTS] = {(size_t)1 << 20, TOKENIZER_JSON_BYTES_MAX,
-                                                   TOKENIZER_CONFIG_BYTES_MAX};
+                                                   TOKENIZER_CONFIG_BYTES_MAX, TOKENIZER_CONFIG_BYTES_MAX};
     int rc = 0;
     if (strlen(path) >= sizeof f->folder)
         return error_set(err, ERR_CONFIG, "the model's path is too long");
@@ -152,13 +153,14 @@ int model_file_tokenizer(const struct model_file *file, struct tokenizer **ret_t
     const int32_t rows = model_file_model(file)->config.vocabulary;
     struct tokenizer *tokenizer = NULL;
     int rc;
-    if (!file->hf)
-        rc = tokenizer_new(file->gguf, &tokenizer, err);
-    else if (!file->fixed[PART_TOKENIZER].ptr)
+    if (file->hf && !file->fixed[PART_TOKENIZER].ptr)
         return error_set(err, ERR_NOT_FOUND, "%s: tokenizer.json is missing", file->name);
+    const struct tokenizer_files files = {file->fixed[PART_TOKENIZER], file->fixed[PART_TOKENIZER_CONFIG],
+                                          file->fixed[PART_CHAT_TEMPLATE]};
+    if (file->hf)
+        rc = tokenizer_from_json(&files, file->name, &tokenizer, err);
     else
-        rc = tokenizer_from_json(file->fixed[PART_TOKENIZER], file->fixed[PART_TOKENIZER_CONFIG], file->name,
-                                 &tokenizer, err);
+        rc = tokenizer_new(file->gguf, &tokenizer, err);
     if (rc == 0 && tokenizer_vocabulary(tokenizer) > rows) {
         rc = error_set(err, ERR_INTEGRITY, "%s: tokenizer.json has ids up to %d, but the embedding has %d rows",
                        file->name, tokenizer_vocabulary(tokenizer) - 1, rows);

@@ -1,13 +1,14 @@
 /*
  * A base model on disk, in either form: a GGUF file, or a Hugging Face folder (config.json; model.safetensors or
- * model.safetensors.index.json with its shards; tokenizer.json and, if there is one, tokenizer_config.json).
+ * model.safetensors.index.json with its shards; tokenizer.json; and, where they are there, tokenizer_config.json and
+ * chat_template.jinja).
  *
  * Owns the maps that the model's tensors lie in. Files of a folder must be regular files, not symbolic links: what is
  * opened is what lies in the folder. Immutable once opened: any number of threads may share one.
  *
  * What identifies the model are its parts: of a GGUF file the file alone; of a folder config.json, tokenizer.json,
- * tokenizer_config.json (those that are there) and then the files of weights in the order of their names' bytes. The
- * index is none: it only repeats what the shards hold. node/base_hash.h hashes them.
+ * tokenizer_config.json, chat_template.jinja (those that are there) and then the files of weights in the order of their
+ * names' bytes. The index is none: it only repeats what the shards hold. node/base_hash.h hashes them.
  *
  *     struct model_file *file;
  *     struct tokenizer *tokenizer;

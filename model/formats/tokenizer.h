@@ -49,11 +49,17 @@ struct tokenizer;
  * tokenizer model or pre-tokenizer that is not supported. */
 int MUST_USE tokenizer_new(const struct gguf *gguf, struct tokenizer **ret_tokenizer, struct error *err);
 
-/* The same from the text of a Hugging Face folder's tokenizer.json and, for begin, end and padding tokens, its
- * tokenizer_config.json (len 0: not there). name stands in messages, for the folder. A pre-tokenizer, normalizer or
- * option that no scanner here equals is refused with ERR_CONFIG, which shows it. tokenizer_vocabulary() is one more
- * than the largest id that stands for something; the embedding often has more rows. */
-int MUST_USE tokenizer_from_json(struct span tokenizer_json, struct span tokenizer_config_json, const char *name,
+/* The texts of a Hugging Face folder's files; those that are not there have len 0. */
+struct tokenizer_files {
+    struct span tokenizer;     /* tokenizer.json */
+    struct span config;        /* tokenizer_config.json: begin, end and padding tokens, and perhaps the chat template */
+    struct span chat_template; /* chat_template.jinja, which goes before that one, as in transformers */
+};
+
+/* The same from these. name stands in messages, for the folder. A pre-tokenizer, normalizer or option that no scanner
+ * here equals is refused with ERR_CONFIG, which shows it. tokenizer_vocabulary() is one more than the largest id that
+ * stands for something; the embedding often has more rows. */
+int MUST_USE tokenizer_from_json(const struct tokenizer_files *files, const char *name,
                                  struct tokenizer **ret_tokenizer, struct error *err);
 
 void tokenizer_free(struct tokenizer *tokenizer); /* accepts NULL */

@@ -19,7 +19,8 @@ struct json_reading {
 
 /* ---- parsing within bounds ---- */
 
-static int parse(const struct json_reading *r, const char *file, struct span text, size_t max, json_t **ret_root)
+static int parse(const struct json_reading *r, const char *file, struct span text, size_t max, size_t flags,
+                 json_t **ret_root)
 {
     json_error_t problem;
     if (text.len > max)
@@ -29,7 +30,8 @@ static int parse(const struct json_reading *r, const char *file, struct span tex
     if (marks > TOKENIZER_JSON_VALUES_MAX)
         return error_set(r->err, ERR_RESOURCES, "%s: %s holds about %zu values, at most %u are allowed", r->name, file,
                          marks, TOKENIZER_JSON_VALUES_MAX);
-    json_t *root = json_loadb((const char *)text.ptr, text.len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &problem);
+    json_t *root =
+        json_loadb((const char *)text.ptr, text.len, flags | JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &problem);
     if (!root)
         return error_set(r->err, ERR_INTEGRITY, "%s: %s is not valid JSON: line %d: %s", r->name, file, problem.line,
                          problem.text);
@@ -346,7 +348,8 @@ static int read_config(struct json_reading *r)
         rc = read_special(r, "eos_token", &r->source.eos);
     if (rc == 0)
         rc = read_special(r, "pad_token", &r->source.pad);
-    r->source.chat_template = read_template(json_object_get(r->config, "chat_template"));
+    if (r->source.chat_template.len == 0)
+        r->source.chat_template = read_template(json_object_get(r->config, "chat_template"));
     return rc;
 }
 
@@ -379,8 +382,8 @@ static int check_unknown(const struct json_reading *r, const struct tokenizer *t
     return 0;
 }
 
-int tokenizer_from_json(struct span tokenizer_json, struct span tokenizer_config_json, const char *name,
-                        struct tokenizer **ret_tokenizer, struct error *err)
+int tokenizer_from_json(const struct tokenizer_files *files, const char *name, struct tokenizer **ret_tokenizer,
+                        struct error *err)
 {
     struct json_reading r = {.name = name, .err = err};
     struct tokenizer *tokenizer = NULL;
@@ -388,9 +391,12 @@ int tokenizer_from_json(struct span tokenizer_json, struct span tokenizer_config
     r.source.tokens_field = "tokenizer.json: model.vocab";
     r.source.kinds_field = "tokenizer.json: added_tokens";
     r.source.merges_field = "tokenizer.json: model.merges";
-    int rc = parse(&r, "tokenizer.json", tokenizer_json, TOKENIZER_JSON_BYTES_MAX, &r.root);
-    if (rc == 0 && tokenizer_config_json.len > 0)
-        rc = parse(&r, "tokenizer_config.json", tokenizer_config_json, TOKENIZER_CONFIG_BYTES_MAX, &r.config);
+    r.source.chat_template = files->chat_template;
+    int rc = parse(&r, "tokenizer.json", files->tokenizer, TOKENIZER_JSON_BYTES_MAX, 0, &r.root);
+    /* Its numbers do not matter, and transformers writes 10^30 for a length that nobody set. */
+    if (rc == 0 && files->config.len > 0)
+        rc = parse(&r, "tokenizer_config.json", files->config, TOKENIZER_CONFIG_BYTES_MAX, JSON_DECODE_INT_AS_REAL,
+                   &r.config);
     if (rc == 0)
         rc = read_all(&r);
     if (rc == 0)

@@ -13,21 +13,14 @@ static int64_t now_s(const struct federation *f)
 static int build_served(struct federation *f, const struct version *v, struct served_adapter **ret_served,
                         struct error *err)
 {
-    struct adapter_config config;
-    struct served_adapter *served;
+    struct served_adapter *served = calloc(1, sizeof *served);
     int rc;
 
-    if (memcmp(v->base_hash, f->site->base_hash, HASH_SIZE) != 0)
-        return error_set(err, ERR_CONFIG, "adapter %s version %u is for another base model than model.path",
-                         v->statement.job, v->statement.round);
-    if ((rc = adapter_config_parse(span_of(v->lora_text, v->lora_text_len), &config, err)) < 0)
-        return rc;
-    served = calloc(1, sizeof *served);
     if (!served)
         return error_set(err, ERR_RESOURCES, "out of memory");
-    if ((rc = adapter_config_load(&config, &f->site->model.config, v->params, v->words, &served->lora, err)) < 0) {
+    if ((rc = version_adapter(v, f->site->base_hash, &f->site->model.config, &served->lora, err)) < 0) {
         free(served);
-        return error_prefix(err, "job %s version %u", v->statement.job, v->statement.round);
+        return rc;
     }
     served->references = 1;
     memcpy(served->job, v->statement.job, sizeof served->job);

@@ -3,6 +3,7 @@
 #include "base/checked.h"
 #include "base/file.h"
 #include "node/settings.h"
+#include "node/train/adapter_config.h"
 #include "protocol/session.h"
 
 static const char magic[] = "consilium adapter 1\n";
@@ -185,4 +186,18 @@ int version_load(struct version *ret_v, const struct vault *vault, const char *j
     }
     *ret_v = v;
     return 0;
+}
+
+int version_adapter(const struct version *v, const uint8_t base_hash[HASH_SIZE], const struct model_config *model,
+                    struct lora *ret_lora, struct error *err)
+{
+    struct adapter_config config;
+    int rc;
+
+    if (memcmp(v->base_hash, base_hash, HASH_SIZE) != 0)
+        return error_set(err, ERR_CONFIG, "adapter %s version %u is for another base model than model.path",
+                         v->statement.job, v->statement.round);
+    if ((rc = adapter_config_parse(span_of(v->lora_text, v->lora_text_len), &config, err)) == 0)
+        rc = adapter_config_load(&config, model, v->params, v->words, ret_lora, err);
+    return rc < 0 ? error_prefix(err, "job %s version %u", v->statement.job, v->statement.round) : 0;
 }

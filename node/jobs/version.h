@@ -14,6 +14,7 @@
 #ifndef NODE_JOBS_VERSION_H
 #define NODE_JOBS_VERSION_H
 
+#include "model/lora.h"
 #include "node/vault/vault.h"
 #include "protocol/cosign.h"
 #include "protocol/job_plan.h"
@@ -46,6 +47,10 @@ int MUST_USE version_from_state(struct version *ret_v, const struct job_plan *pl
 int MUST_USE version_store(const struct version *v, const struct vault *vault, struct span proof, struct error *err);
 int MUST_USE version_load(struct version *ret_v, const struct vault *vault, const char *job, uint32_t round,
                           struct error *err);
+/* The adapter that its state describes, for the model that it was trained on: ERR_CONFIG if base_hash is another's (a
+ * llama's folder and its GGUF file would take each other's adapters, and answer nonsense). Caller: lora_release. */
+int MUST_USE version_adapter(const struct version *v, const uint8_t base_hash[HASH_SIZE],
+                             const struct model_config *model, struct lora *ret_lora, struct error *err);
 /* Where it lies. out has NODE_PATH_SIZE bytes. */
 void version_path(const struct config *config, const char *job, uint32_t round, char *out);
 

@@ -1,7 +1,8 @@
 # Sourced by the end-to-end tests: federations of real processes on loopback, in a temporary folder that goes at the end.
 # shellcheck shell=bash
 #   CONSILIUM_TEST_BIN    folder of the programs;  CONSILIUM_TEST_MAKER  make_tiny_model
-#   CONSILIUM_TEST_KEEP=1 leaves the folder behind
+#   CONSILIUM_TEST_FORM=folder: the base model is a Hugging Face folder instead of a GGUF file
+#   CONSILIUM_TEST_KEEP=1 leaves the temporary folder behind
 set -euo pipefail
 
 bin=${CONSILIUM_TEST_BIN:?the folder of the programs}
@@ -80,7 +81,16 @@ free_port() {
 aggregator() { timeout 60 "$bin/consilium-aggregator" -c "$work/aggregator.yaml" "$@"; }
 node() { local site=$1; shift; timeout 60 "$bin/consilium-node" -c "$work/$site.yaml" "$@"; }
 
-tiny_model() { [ -f "$work/tiny.gguf" ] || "${CONSILIUM_TEST_MAKER:?}" "$work/tiny.gguf"; }
+# $model: what model.path names, relative to the configurations
+case ${CONSILIUM_TEST_FORM:-gguf} in
+    gguf) model=tiny.gguf ;;
+    folder) model=tiny ;;
+    *) echo "CONSILIUM_TEST_FORM is gguf or folder" >&2; exit 1 ;;
+esac
+make_model() { # NAME: a GGUF file if it is named like one, else a folder; both are the same weights
+    [ -e "$work/$1" ] && return
+    if [[ $1 == *.gguf ]]; then "${CONSILIUM_TEST_MAKER:?}" "$work/$1"; else "${CONSILIUM_TEST_MAKER:?}" --folder "$work/$1"; fi
+}
 
 # Forty records a site; every text holds the canary, so that none of it may turn up anywhere else.
 canary=zebrafinch
@@ -98,7 +108,7 @@ version: 1
 site: $1
 state: $1
 aggregator: {url: "tcp://127.0.0.1:$port", federation: e2e}
-model: {path: tiny.gguf}
+model: {path: $model}
 data: {path: $1.jsonl}
 policy: {consent: within-policy, max_epsilon: 8, delta: 0.00001${2:+, $2}}
 serve: {listen: "unix:$work/$1.sock"}
@@ -111,7 +121,7 @@ write_federation() {
     sites=()
     for ((i = 0; i < $1; i++)); do sites+=("site-$(printf %b "\\x$(printf %x $((97 + i)))")"); done
     port=$(free_port)
-    tiny_model
+    make_model $model
     cat >"$work/aggregator.yaml" <<YAML
 version: 1
 federation: e2e
@@ -158,7 +168,7 @@ enrol_all() { local site; for site in "${sites[@]}"; do enrol_site "$site" >/dev
 
 # write_job NAME ROUNDS [DP LINE]: every linear of both layers, so that the vector takes several chunks. lora_mode: ffa
 write_job() {
-    [ -f "$work/model.json" ] || "$bin/consilium-node" model describe "$work/tiny.gguf" >"$work/model.json"
+    [ -f "$work/model.json" ] || "$bin/consilium-node" model describe "$work/$model" >"$work/model.json"
     cat >"$work/$1.yaml" <<YAML
 version: 1
 job: $1

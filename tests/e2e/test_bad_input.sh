@@ -91,6 +91,19 @@ bad_model 6 'many.gguf' "a tensor count beyond all measure" many.gguf
 echo hello >"$work/text.gguf"
 bad_model 6 'text.gguf' "no GGUF at all" text.gguf
 bad_model 2 'bad.yaml:5: .*missing.gguf' "no file" missing.gguf
+make_model good
+spoiled() { rm -rf "$work/spoiled" && cp -r "$work/good" "$work/spoiled"; } # a copy of the same model as a folder
+shard=model-00002-of-00002.safetensors
+spoiled && truncate -s -4096 "$work/spoiled/$shard"
+bad_model 6 "$shard" "a truncated shard" spoiled
+spoiled && rm "$work/spoiled/$shard"
+bad_model 1 "$shard: cannot open" "a shard that is not there" spoiled
+spoiled && sed -i 's/"hidden_size": 64/"hidden_size": 63/' "$work/spoiled/config.json"
+bad_model 6 'config.json: .*(hidden_size|num_attention_heads)' "sizes that do not fit" spoiled
+spoiled && rm "$work/spoiled/tokenizer.json"
+bad_model 1 'tokenizer.json is missing' "a folder without its tokenizer" spoiled
+spoiled && rm "$work/spoiled/config.json"
+bad_model 1 'config.json: cannot open' "a folder of something else" spoiled
 
 say "records: counts are reported, contents are not"
 {

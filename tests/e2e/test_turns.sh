@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # LoRA in turns: four sites, four rounds, B in the odd ones and A in the even ones. One site dies while it uploads an A and
 # after it stored a B; what is served and exported is what the versions say, computed a second time. Four sites with the
-# same records and no noise end where one does alone.
+# same records and no noise end where one does alone. The same weights in the other form, a GGUF file or a Hugging Face
+# folder, give the same. In ctest once for each form of the base model.
 . "$(dirname "$0")/lib.sh"
 
 write_federation 4
@@ -27,6 +28,8 @@ bytes() { events "$1" ".event == \"masked_acknowledged\" and .round == $2" | jq 
 equal "odd rounds send B" "$(bytes site-a 1) $(bytes site-b 3)" "$((4 * 2 * 4 * 448)) $((4 * 2 * 4 * 448))"
 equal "even rounds send A" "$(bytes site-a 2) $(bytes site-b 4)" "$((4 * 2 * 4 * 480)) $((4 * 2 * 4 * 480))"
 equal "consent show says what is sent at most" "$(node site-a consent show demo --format json | jq .parameters_sent)" $((2 * 4 * 480))
+plan=$(node site-a consent show demo --format json | jq -r .plan)
+ok "a person can approve it by its hash" node site-a consent approve demo --plan "$plan"
 
 say "the halves"
 for version in 1 2 3 4; do node site-a model export demo $version "$work/export-$version" >/dev/null; done
@@ -44,6 +47,25 @@ evaluated() { node site-c eval --data "$work/site-c.jsonl" --records 20 --format
 used=$(evaluated) base=$(evaluated --base)
 ok "and is not the base model" test "$used" != "$base"
 equal "the exported A and B, trained together from here on, score the same" "$(evaluated --adapter "$work/export-4")" "$used"
+
+say "the same weights in the other form"
+other=tiny
+[ $model != tiny ] || other=tiny.gguf
+make_model $other
+sed "s|path: $model|path: $other|; s|\.sock|-other.sock|" "$work/site-c.yaml" >"$work/other.yaml"
+node site-c model export demo 4 "$work/export.gguf" --gguf >/dev/null
+other() { node other eval --data "$work/site-c.jsonl" --records 20 --format json "$@" | jq .mean_nll; }
+close() { jq -ne "($1 - $2) | fabs < 0.00001 * $1"; } # a head's sums are rounded in another order
+said() { node "$1" generate "$canary 12" --base --max-tokens 24 --format json | jq .text; }
+equal "it says the same" "$(said other)" "$(said site-c)"
+ok "scores the same" close "$(other --base)" "$base"
+ok "and with the exported adapter, as PEFT" close "$(other --adapter "$work/export-4")" "$used"
+ok "as GGUF" close "$(other --adapter "$work/export.gguf")" "$used"
+equal "and as the first form does with it" "$(evaluated --adapter "$work/export.gguf")" "$used"
+refused 2 'version 4 is for another base model' "but a version is for the form that its job names" node other generate "$canary"
+refused 2 'another base model' "also to evaluate" node other eval --data "$work/site-c.jsonl"
+refused 2 'another base model' "and to export" node other model export demo 4 "$work/export-other"
+ok "nothing was exported" test ! -e "$work/export-other"
 
 say "the budget"
 for site in "${sites[@]}"; do

@@ -43,6 +43,31 @@ void fixture_vocabulary(struct gguf_writer *w, const json_t *golden)
     free(types);
 }
 
+char *fixture_vocabulary_json(const json_t *golden)
+{
+    json_t *small = json_object_get(golden, "small"), *tokens = json_object_get(small, "tokens");
+    json_t *vocabulary = json_object(), *added = json_array();
+    const size_t control = (size_t)json_integer_value(json_object_get(small, "control"));
+    json_t *token;
+    size_t i;
+    json_array_foreach(tokens, i, token)
+    {
+        json_object_set_new(vocabulary, json_string_value(token), json_integer((json_int_t)i));
+        if (i < control)
+            json_array_append_new(added,
+                                  json_pack("{s:I, s:O, s:b}", "id", (json_int_t)i, "content", token, "special", 1));
+    }
+    json_t *root =
+        json_pack("{s:o, s:n, s:{s:s, s:[{s:s, s:b}, {s:s, s:b, s:b, s:b}]}, s:{s:s, s:o, s:O}}", "added_tokens", added,
+                  "normalizer", "pre_tokenizer", "type", "Sequence", "pretokenizers", "type", "Digits",
+                  "individual_digits", 1, "type", "ByteLevel", "add_prefix_space", 0, "trim_offsets", 1, "use_regex", 1,
+                  "model", "type", "BPE", "vocab", vocabulary, "merges", json_object_get(small, "merges"));
+    char *text = json_dumps(root, 0);
+    assert_non_null(text);
+    json_decref(root);
+    return text;
+}
+
 struct tokenizer *fixture_tokenizer(const json_t *golden)
 {
     struct gguf_writer w;
@@ -100,7 +125,7 @@ struct tokenizer *fixture_tokenizer_json(const json_t *tokenizers, const char *k
     struct tokenizer *tokenizer = NULL;
     struct error err = {0};
     char *text = json_dumps(json_object_get(kind_of(tokenizers, kind), "tokenizer"), JSON_COMPACT);
-    if (tokenizer_from_json(span_str(text), (struct span){0}, kind, &tokenizer, &err) < 0)
+    if (tokenizer_from_json(&(struct tokenizer_files){.tokenizer = span_str(text)}, kind, &tokenizer, &err) < 0)
         fail_msg("%s: %s", kind, err.message);
     free(text);
     return tokenizer;

@@ -15,6 +15,8 @@ json_t *fixture_golden(void);
 
 /* Adds the small vocabulary of the golden file to a writer. */
 void fixture_vocabulary(struct gguf_writer *w, const json_t *golden);
+/* The same as the text of a tokenizer.json. Caller: free. */
+char *fixture_vocabulary_json(const json_t *golden);
 /* A tokenizer of that vocabulary. Caller: tokenizer_free. */
 struct tokenizer *fixture_tokenizer(const json_t *golden);
 

@@ -476,7 +476,8 @@ static void expect_parts(const char *path, const char *const *names, size_t coun
 static void test_folder_with_shards(void **state)
 {
     char folder[] = "/tmp/test_hf.XXXXXX", slash[32], from[64], to[64];
-    static const char *const parts[] = {"config.json", "tokenizer.json", "model-1.safetensors", "model-2.safetensors",
+    static const char *const parts[] = {"config.json",         "tokenizer.json",      "tokenizer_config.json",
+                                        "chat_template.jinja", "model-1.safetensors", "model-2.safetensors",
                                         "model-3.safetensors"};
     struct sharded s;
     struct buffer other;
@@ -489,13 +490,14 @@ static void test_folder_with_shards(void **state)
     put(folder, "model.safetensors.index.json", &s.index);
     open_refused(folder, ERR_NOT_FOUND, "model-1.safetensors: cannot open");
     for (int i = 0; i < 3; i++)
-        put(folder, parts[2 + i], &s.weights[i]);
+        put(folder, parts[4 + i], &s.weights[i]);
     buffer_init(&other, 16);
     buffer_append(&other, "{}", 2);
-    put(folder, "tokenizer.json", &other);
-    expect_parts(folder, parts, 5);
+    for (int i = 1; i <= 3; i++)
+        put(folder, parts[i], &other);
+    expect_parts(folder, parts, ARRAY_LEN(parts));
     snprintf(slash, sizeof slash, "%s//", folder);
-    expect_parts(slash, parts, 5);
+    expect_parts(slash, parts, ARRAY_LEN(parts));
     /* A link is refused, to a file of the same folder as well. */
     file_join(from, sizeof from, folder, "model-2.safetensors");
     file_join(to, sizeof to, folder, "moved");
@@ -505,7 +507,7 @@ static void test_folder_with_shards(void **state)
     remove(from);
     assert_int_equal(mkfifo(from, 0600), 0);
     open_refused(folder, ERR_CONFIG, "model-2.safetensors: not a file");
-    for (size_t i = 0; i < 5; i++)
+    for (size_t i = 0; i < ARRAY_LEN(parts); i++)
         drop(folder, parts[i]);
     drop(folder, "model.safetensors.index.json");
     drop(folder, "moved");

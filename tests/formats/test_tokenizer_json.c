@@ -16,7 +16,8 @@
 
 static int load(struct span json, const char *config, struct tokenizer **ret_tokenizer, struct error *err)
 {
-    return tokenizer_from_json(json, config ? span_str(config) : (struct span){0}, "folder", ret_tokenizer, err);
+    const struct tokenizer_files files = {.tokenizer = json, .config = config ? span_str(config) : (struct span){0}};
+    return tokenizer_from_json(&files, "folder", ret_tokenizer, err);
 }
 
 static void test_both_forms_of_merges(void **state)
@@ -49,7 +50,8 @@ static void test_config(void **state)
     (void)state;
     assert_int_equal(
         load(span_str(GOOD),
-             "{\"bos_token\":{\"content\":\"<s>\"},\"eos_token\":\"<s>\",\"pad_token\":null,\"chat_template\":"
+             "{\"model_max_length\":1000000000000000019884624838656,"
+             "\"bos_token\":{\"content\":\"<s>\"},\"eos_token\":\"<s>\",\"pad_token\":null,\"chat_template\":"
              "[{\"name\":\"tools\",\"template\":\"x\"},{\"name\":\"default\",\"template\":\"y enable_thinking\"}]}",
              &t, &err),
         0);
@@ -64,6 +66,23 @@ static void test_config(void **state)
     fixture_refused(load(span_str(GOOD), "{\"pad_token\":7}", &t, &err), &err, ERR_INTEGRITY, "pad_token", NULL);
     fixture_refused(load(span_str(GOOD), "[]", &t, &err), &err, ERR_INTEGRITY,
                     "tokenizer_config.json is no JSON object", NULL);
+}
+
+/* The file of its own, as transformers 5 writes it, goes before what tokenizer_config.json says. */
+static void test_chat_template(void **state)
+{
+    const struct tokenizer_files both = {.tokenizer = span_str(GOOD),
+                                         .config = span_str("{\"chat_template\":\"old\"}"),
+                                         .chat_template = span_str("new")};
+    const struct tokenizer_files alone = {.tokenizer = span_str(GOOD), .chat_template = span_str("new")};
+    const struct tokenizer_files *const cases[] = {&both, &alone};
+    (void)state;
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct tokenizer *t = NULL;
+        assert_int_equal(tokenizer_from_json(cases[i], "folder", &t, NULL), 0);
+        assert_true(tokenizer_template_holds(t, "new") && !tokenizer_template_holds(t, "old"));
+        tokenizer_free(t);
+    }
 }
 
 struct wrong {
@@ -234,8 +253,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_both_forms_of_merges), cmocka_unit_test(test_config),
-        cmocka_unit_test(test_hostile_files),        cmocka_unit_test(test_hostile_sizes),
-        cmocka_unit_test(test_hostile_scores),
+        cmocka_unit_test(test_chat_template),        cmocka_unit_test(test_hostile_files),
+        cmocka_unit_test(test_hostile_sizes),        cmocka_unit_test(test_hostile_scores),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -71,7 +71,7 @@ static void json_vocabulary(const char *kind, const char *template)
     }
     buffer_init(&text, TOKENIZER_JSON_BYTES_MAX);
     if (file_read(path, &text, &err) < 0 ||
-        tokenizer_from_json(buffer_span(&text), (struct span){0}, kind, &t, &err) < 0)
+        tokenizer_from_json(&(struct tokenizer_files){.tokenizer = buffer_span(&text)}, kind, &t, &err) < 0)
         fail_msg("%s", err.message);
     buffer_release(&text);
     compare(t, kind);

@@ -19,7 +19,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     const struct span json = span_of(data + config, size - config);
     const struct chat_message question = {CHAT_USER, json};
     const struct chat_options options = {.generation_prompt = true};
-    if (tokenizer_from_json(json, span_of(data, config), "fuzz", &tokenizer, &err) < 0) {
+    if (tokenizer_from_json(&(struct tokenizer_files){json, span_of(data, config), {0}}, "fuzz", &tokenizer, &err) <
+        0) {
         FUZZ_NEED(err.message[0]);
         return 0;
     }

@@ -19,28 +19,14 @@ static void put(const char *name, const void *bytes, size_t len)
         fail_msg("%s", err.message);
 }
 
-/* The small vocabulary of the golden file as a tokenizer.json; returns how many tokens it has. */
+/* The small vocabulary; returns how many tokens it has. */
 static int put_tokenizer(void)
 {
-    json_t *golden = fixture_golden(), *small = json_object_get(golden, "small"), *vocabulary = json_object();
-    json_t *tokens = json_object_get(small, "tokens"), *added = json_array();
-    const int count = (int)json_array_size(tokens),
-              control = (int)json_integer_value(json_object_get(small, "control"));
-    for (int i = 0; i < count; i++) {
-        json_t *token = json_array_get(tokens, (size_t)i);
-        json_object_set_new(vocabulary, json_string_value(token), json_integer(i));
-        if (i < control)
-            json_array_append_new(added, json_pack("{s:i, s:O, s:b}", "id", i, "content", token, "special", 1));
-    }
-    json_t *root =
-        json_pack("{s:o, s:n, s:{s:s, s:[{s:s, s:b}, {s:s, s:b, s:b, s:b}]}, s:{s:s, s:o, s:O}}", "added_tokens", added,
-                  "normalizer", "pre_tokenizer", "type", "Sequence", "pretokenizers", "type", "Digits",
-                  "individual_digits", 1, "type", "ByteLevel", "add_prefix_space", 0, "trim_offsets", 1, "use_regex", 1,
-                  "model", "type", "BPE", "vocab", vocabulary, "merges", json_object_get(small, "merges"));
-    char *text = json_dumps(root, 0);
+    json_t *golden = fixture_golden();
+    const int count = (int)json_array_size(json_object_get(json_object_get(golden, "small"), "tokens"));
+    char *text = fixture_vocabulary_json(golden);
     put("tokenizer.json", text, strlen(text));
     free(text);
-    json_decref(root);
     json_decref(golden);
     return count;
 }
@@ -88,8 +74,9 @@ static int set_up(void **state)
 
 static int tear_down(void **state)
 {
-    static const char *const names[] = {"config.json",       "tokenizer.json", "tokenizer_config.json",
-                                        "model.safetensors", "README.md",      "model.safetensors.index.json"};
+    static const char *const names[] = {
+        "config.json",       "tokenizer.json", "tokenizer_config.json",       "chat_template.jinja",
+        "model.safetensors", "README.md",      "model.safetensors.index.json"};
     char path[128];
     (void)state;
     for (size_t i = 0; i < ARRAY_LEN(names); i++) {
@@ -138,6 +125,8 @@ static void test_hash_of_a_folder(void **state)
 {
     static const char *const names[] = {"config.json", "tokenizer.json", "model.safetensors"};
     static const char *const more[] = {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"};
+    static const char *const all[] = {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+                                      "model.safetensors"};
     uint8_t first[HASH_SIZE], second[HASH_SIZE];
     (void)state;
     hash_of(folder, first);
@@ -152,6 +141,10 @@ static void test_hash_of_a_folder(void **state)
     assert_memory_not_equal(first, second, HASH_SIZE);
     expected_hash(more, 4, first);
     assert_memory_equal(first, second, HASH_SIZE);
+    put("chat_template.jinja", "x", 1);
+    hash_of(folder, second);
+    expected_hash(all, 5, first);
+    assert_memory_equal(first, second, HASH_SIZE);
     put_model(561);
     hash_of(folder, second);
     assert_memory_not_equal(first, second, HASH_SIZE);
@@ -163,7 +156,7 @@ static void test_hash_of_a_file(void **state)
     uint8_t hash[HASH_SIZE], expected[HASH_SIZE];
     (void)state;
     file_join(path, sizeof path, folder, "README.md"); /* its name does not matter */
-    tiny_site_write_model(path);
+    tiny_site_write_model(path, TENSOR_F32);
     hash_of(path, hash);
     assert_int_equal(hash_file(path, expected, NULL, NULL), 0);
     assert_memory_equal(hash, expected, HASH_SIZE);

@@ -17,14 +17,19 @@ struct tiny_site {
 };
 
 /* serve: lines under "serve:" in node.yaml ("  listen: unix:...\n"), where %s stands for the folder; NULL: none. model:
- * another GGUF file or folder to open instead; NULL: the tiny one. Fails the test on any error. */
+ * another GGUF file or folder to open instead; NULL: the tiny one, a Hugging Face folder where the environment's
+ * CONSILIUM_TEST_FORM is "folder". Fails the test on any error. */
 void tiny_site_open(struct tiny_site *t, const char *serve, const char *model);
 void tiny_site_release(struct tiny_site *t);
 /* Another configuration for the same site. Caller: config_free. */
 struct config *tiny_site_config(const struct tiny_site *t, const char *serve);
 
-/* The tiny model alone, as a GGUF file. */
-void tiny_site_write_model(const char *path);
+/* The tiny model alone, as a GGUF file or as a folder with two shards. type: of the matrices, F32 or BF16; the weights
+ * of BF16 are those of F32 cut off. */
+void tiny_site_write_model(const char *path, enum tensor_type type);
+void tiny_site_write_folder(const char *path, enum tensor_type type);
+/* A file or folder, with all that is in it. */
+void tiny_site_remove(const char *path);
 
 /* An adapter that changes the answers, one reference; version ≥ 1 chooses it. */
 struct served_adapter *tiny_adapter(const struct tiny_site *t, uint32_t version);
