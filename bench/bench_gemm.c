@@ -63,9 +63,9 @@ static double measure(struct bench *b, const struct tensor *w, bool backward, in
             if (m <= KERNEL_DECODE_ROWS)
                 b->ops->linear_decode(&b->run, m, 1, &part, b->x);
             else if (backward)
-                b->ops->linear_backward(&b->run, m, w, b->x, b->y, false);
+                b->ops->linear_backward(&b->run, m, w, NULL, b->x, b->y, false);
             else
-                b->ops->linear_forward(&b->run, m, w, NULL, b->x, b->y, false);
+                b->ops->linear_forward(&b->run, m, w, NULL, NULL, b->x, b->y, false);
         }
         double took = (seconds() - start) / inner;
         best = took < best ? took : best;

@@ -122,9 +122,9 @@ static void own_product(struct ceiling *c, const struct ceiling_shape *s)
 {
     const struct tensor w = {c->w, TENSOR_F32, s->backward ? s->k : s->n, s->backward ? s->n : s->k};
     if (s->backward)
-        c->ops->linear_backward(&c->run, c->rows, &w, c->a, c->c, false);
+        c->ops->linear_backward(&c->run, c->rows, &w, NULL, c->a, c->c, false);
     else
-        c->ops->linear_forward(&c->run, c->rows, &w, NULL, c->a, c->c, false);
+        c->ops->linear_forward(&c->run, c->rows, &w, NULL, NULL, c->a, c->c, false);
 }
 
 /* Ours first, then OpenBLAS's, then a pause: its threads spin for some ten milliseconds after their last product. */

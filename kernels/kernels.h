@@ -18,7 +18,7 @@
  *     const struct kernel_ops *ops = kernels_cpu(KERNEL_AVX512_BF16);
  *     size_t bytes = kernels_linear_scratch(pool_threads(pool), rows_max, out_max, in_max);
  *     struct kernel_run run = {.pool = pool, .scratch = memory, .scratch_bytes = bytes, .precision = KERNEL_F32};
- *     ops->linear_forward(&run, M, &wq, NULL, x, q, false);
+ *     ops->linear_forward(&run, M, &wq, NULL, NULL, x, q, false);
  */
 #ifndef KERNELS_KERNELS_H
 #define KERNELS_KERNELS_H
@@ -89,6 +89,16 @@ struct clip_result {
     int32_t shrinks; /* times that the exact check made c smaller; 0 in practice */
 };
 
+/* A product of thin matrices, float32, that is added to another one: scale·rows·columnsᵀ to a linear_forward, whose
+ * columns are LoRA's B (out, rank), scale·rows·columns to a linear_backward, whose columns are A (rank, in). */
+struct low_rank {
+    int32_t rank;
+    float scale;
+    const float *rows; /* (M, rank), `stride` floats apart */
+    int32_t stride;
+    const float *columns;
+};
+
 /* One of linear_decode's products: y = x·Wᵀ + bias + scale·h·Bᵀ. */
 struct served_linear {
     const struct tensor *w;
@@ -111,12 +121,13 @@ struct kernel_ops {
 
     /* --- products with frozen weights -------------------------------------------------------- linear scratch --- */
 
-    /* y = x·Wᵀ + bias, or y += … if accumulate. x (M, in), W (out, in), bias (out) or NULL, y (M, out). */
+    /* y = x·Wᵀ + bias + low, or y += … if accumulate. x (M, in), W (out, in), bias (out) or NULL, y (M, out); low NULL:
+     * none. With low it is lora_up as well, while y is at hand. */
     void (*linear_forward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *bias,
-                           const float *x, float *y, bool accumulate);
-    /* dx = dy·W, or dx += … if accumulate. dy (M, out), dx (M, in). */
-    void (*linear_backward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *dy, float *dx,
-                            bool accumulate);
+                           const struct low_rank *low, const float *x, float *y, bool accumulate);
+    /* dx = dy·W + low, or dx += … if accumulate. dy (M, out), dx (M, in). With low it is lora_down_backward as well. */
+    void (*linear_backward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const struct low_rank *low,
+                            const float *dy, float *dx, bool accumulate);
     /* The forward products of few rows (decoding, 1 ≤ m ≤ KERNEL_DECODE_ROWS) with `count` matrices of the same width:
      * reads each once. Sums in another order than linear_forward. Also the logits of a row. */
     void (*linear_decode)(const struct kernel_run *run, int32_t m, int32_t count, const struct served_linear *linears,

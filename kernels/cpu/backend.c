@@ -313,12 +313,16 @@ static void cpu_group_forward(struct backend *be, enum group_use use, const stru
     if (r > 0)
         cpu_lora_down(be, g, lora, m, x, h);
     for (int32_t i = 0; i < g->count; i++) {
-        float *to = dense(y[i], g->out[i]);
-        c->k->linear_forward(&c->run, m, &g->w[i], g->bias[i], dense(x, g->in), to, false);
-        if (r == 0 || !lora->a[i])
-            continue;
-        c->k->lora_up(&c->run, m, g->out[i], lora->rank, lora->scale, lora->b[i], column, r, to);
-        column += lora->rank;
+        struct low_rank low = {.rows = column, .stride = r};
+        const bool adapted = r > 0 && lora->a[i];
+        if (adapted) {
+            low.rank = lora->rank;
+            low.scale = lora->scale;
+            low.columns = lora->b[i];
+            column += lora->rank;
+        }
+        c->k->linear_forward(&c->run, m, &g->w[i], g->bias[i], adapted ? &low : NULL, dense(x, g->in),
+                             dense(y[i], g->out[i]), false);
     }
 }
 
@@ -328,17 +332,20 @@ static void cpu_group_backward(struct backend *be, const struct linear_group *g,
     struct cpu *c = cpu_of(be);
     const int32_t r = group_stacked_rank(g, lora);
     float *column = dh.at;
-    for (int32_t i = 0; i < g->count; i++) {
-        const float *from = dense(dy[i], g->out[i]);
-        if (dx.at)
-            c->k->linear_backward(&c->run, m, &g->w[i], from, dense(dx, g->in), i > 0);
-        if (r == 0 || !(dx.at || with_dh) || !lora->a[i])
+    for (int32_t i = 0; r > 0 && (dx.at || with_dh) && i < g->count; i++) {
+        if (!lora->a[i])
             continue;
-        c->k->lora_up_backward(&c->run, m, g->out[i], lora->rank, lora->scale, lora->b[i], from, column, r);
+        c->k->lora_up_backward(&c->run, m, g->out[i], lora->rank, lora->scale, lora->b[i], dense(dy[i], g->out[i]),
+                               column, r);
         column += lora->rank;
     }
-    if (dx.at && r > 0)
-        c->k->lora_down_backward(&c->run, m, g->in, r, group_stacked_a(g, lora), dense(dh, r), dense(dx, g->in));
+    for (int32_t i = 0; dx.at && i < g->count; i++) {
+        struct low_rank low = {.rank = r, .scale = 1, .rows = dh.at, .stride = r};
+        if (r > 0 && i + 1 == g->count)
+            low.columns = group_stacked_a(g, lora);
+        c->k->linear_backward(&c->run, m, &g->w[i], low.columns ? &low : NULL, dense(dy[i], g->out[i]),
+                              dense(dx, g->in), i > 0);
+    }
 }
 
 struct gradient_work {

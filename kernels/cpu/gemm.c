@@ -53,6 +53,8 @@ INLINE void micro_f32(const struct gemm_panel *g, int32_t row0, int nv, bool mas
         b += ldb;
         off += a_k;
     }
+    if (g->thin_k > 0)
+        add_thin(g, row0, nv, acc);
     store_tile(g, row0, nv, masked, acc);
 }
 
@@ -135,6 +137,28 @@ static void pack_weights(const struct gemm *g, int32_t n0, int32_t columns, int3
     }
 }
 
+/* Where a thread's panel of a thin product lies: behind its panel of weights. */
+static float *low_panel(float *panel, int32_t k)
+{
+    return panel + (ptrdiff_t)((k < GEMM_DEPTH ? k : GEMM_DEPTH) + 32) * GEMM_COLUMNS;
+}
+
+/* The thin product's columns n0 .. n0+columns, scaled, as a panel (rank, GEMM_NR). */
+static void pack_thin(const struct gemm *g, int32_t n0, int32_t columns, float *panel)
+{
+    const struct low_rank *low = g->low;
+    const vec scale = vec_set(low->scale);
+    if (g->transposed)
+        ISA(pack_transposed)(low->columns + (ptrdiff_t)n0 * low->rank, low->rank, columns, low->rank, panel);
+    for (int32_t k = 0; k < low->rank; k++, panel += GEMM_NR) {
+        const float *row = low->columns + (ptrdiff_t)k * g->n + n0;
+        for (int32_t j = 0; j < columns; j += VL) {
+            const vec x = g->transposed ? vec_load(panel + j) : vec_load_mask(row + j, vec_mask(columns - j));
+            vec_store(panel + j, vec_mul(x, scale));
+        }
+    }
+}
+
 static void gemm_item(void *ctx, int item, int thread)
 {
     const struct job *job = ctx;
@@ -169,12 +193,20 @@ static void gemm_item(void *ctx, int item, int thread)
     };
     if (!g->rounded)
         p.a = g->a + row0 * g->a_row + kb * g->a_k;
+    if (g->low && kb + kc == g->k) {
+        p.thin_k = g->low->rank;
+        p.thin_a = g->low->rows + (ptrdiff_t)row0 * g->low->stride;
+        p.thin_row = g->low->stride;
+        p.thin_b = low_panel(panel, g->k);
+    }
     for (int32_t j = 0; j < columns; j += GEMM_NR) {
         p.columns = columns - j < GEMM_NR ? columns - j : GEMM_NR;
         p.b = g->w ? panel + j / GEMM_NR * (ptrdiff_t)((kc + VL) & ~(VL - 1)) * GEMM_NR : g->b + kb * g->ldb + n0 + j;
         p.ldb = g->w ? GEMM_NR : g->ldb;
         p.bias = g->bias && kb == 0 ? g->bias + n0 + j : NULL;
         p.c = g->c + row0 * g->ldc + n0 + j;
+        if (p.thin_k > 0)
+            pack_thin(g, n0 + j, p.columns, low_panel(panel, g->k));
 #ifdef GEMM_ROUNDED
         if (g->rounded) {
             ISA(panel_rounded)(&p, &job->a, row0, kb);
@@ -187,6 +219,7 @@ static void gemm_item(void *ctx, int item, int thread)
 
 void ISA(gemm)(const struct kernel_run *run, const struct gemm *g)
 {
+    assert(!g->low || (g->w && g->alpha == 1 && g->low->rank <= GEMM_LOW_RANK_MAX));
     if (g->m <= 0)
         return;
     int threads = pool_threads(run->pool);

@@ -44,6 +44,28 @@ INLINE void store_tile(const struct gemm_panel *g, int32_t row0, int nv, bool ma
     }
 }
 
+/* The thin product's part of a tile. */
+INLINE void add_thin(const struct gemm_panel *g, int32_t row0, int nv, vec acc[GEMM_ROWS][GEMM_VECS])
+{
+    const float *a[GEMM_ROWS], *b = g->thin_b;
+#pragma GCC unroll 6
+    for (int i = 0; i < GEMM_ROWS; i++)
+        a[i] = g->thin_a + (row0 + i < g->m ? row0 + i : g->m - 1) * g->thin_row;
+    for (int32_t k = 0; k < g->thin_k; k++, b += GEMM_NR) {
+        vec bv[GEMM_VECS];
+#pragma GCC unroll 4
+        for (int j = 0; j < nv; j++)
+            bv[j] = vec_load(b + j * VL);
+#pragma GCC unroll 6
+        for (int i = 0; i < GEMM_ROWS; i++) {
+            const vec av = vec_set(a[i][k]);
+#pragma GCC unroll 4
+            for (int j = 0; j < nv; j++)
+                acc[i][j] = vec_fma(av, bv[j], acc[i][j]);
+        }
+    }
+}
+
 /* 32-bit elements, VL × VL; column c of the rows goes to dst + c·dst_stride. */
 INLINE void transpose(const float *src, ptrdiff_t stride, float *dst, ptrdiff_t dst_stride)
 {

@@ -117,6 +117,8 @@ INLINE void micro(const struct gemm_panel *g, int32_t row0, int nv, bool masked)
         }
         b += GEMM_NR;
     }
+    if (g->thin_k > 0)
+        add_thin(g, row0, nv, acc);
     store_tile(g, row0, nv, masked, acc);
 }
 

@@ -257,6 +257,8 @@ INLINE void micro(const struct gemm_panel *g, const struct rounded_rows *a, int3
 #pragma GCC unroll 4
         for (int j = 0; j < nv; j++)
             sum[i][j] = vec_load(sums + i * GEMM_NR + j * VL);
+    if (g->thin_k > 0)
+        add_thin(g, row0, nv, sum);
     store_tile(g, row0, nv, masked, sum);
 }
 

@@ -14,6 +14,8 @@
 #define GEMM_COLUMNS 64
 /* Columns of a row decoded at once while packing. */
 #define GEMM_TILE 256
+/* Rank of a product of thin matrices that is added on the way. */
+#define GEMM_LOW_RANK_MAX 128
 /* Values of k that are rounded to integers together; divides GEMM_DEPTH and GEMM_TILE. */
 #define INT16_DEPTH 128
 /* Query rows of one attention block; blocks start at the segment, so a row's sums do not depend on its batchmates. */

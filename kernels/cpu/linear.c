@@ -1,8 +1,14 @@
 /* The products of a LoRA layer, each one call of gemm. */
 #include "kernels/cpu/simd.h"
 
+/* Whether low is added on the way; a thick one is added afterwards. */
+static bool thin(const struct low_rank *low)
+{
+    return low && low->rank <= GEMM_LOW_RANK_MAX;
+}
+
 void ISA(linear_forward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *bias,
-                         const float *x, float *y, bool accumulate)
+                         const struct low_rank *low, const float *x, float *y, bool accumulate)
 {
     struct gemm g = {.m = m,
                      .n = w->out,
@@ -17,12 +23,15 @@ void ISA(linear_forward)(const struct kernel_run *run, int32_t m, const struct t
                      .accumulate = accumulate,
                      .c = y,
                      .ldc = w->out,
-                     .rounded = may_round(run)};
+                     .rounded = may_round(run),
+                     .low = thin(low) ? low : NULL};
     ISA(gemm)(run, &g);
+    if (low && !thin(low))
+        ISA(lora_up)(run, m, w->out, low->rank, low->scale, low->columns, low->rows, low->stride, y);
 }
 
-void ISA(linear_backward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *dy, float *dx,
-                          bool accumulate)
+void ISA(linear_backward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const struct low_rank *low,
+                          const float *dy, float *dx, bool accumulate)
 {
     struct gemm g = {.m = m,
                      .n = w->in,
@@ -35,8 +44,24 @@ void ISA(linear_backward)(const struct kernel_run *run, int32_t m, const struct 
                      .accumulate = accumulate,
                      .c = dx,
                      .ldc = w->in,
-                     .rounded = may_round(run)};
+                     .rounded = may_round(run),
+                     .low = thin(low) ? low : NULL};
     ISA(gemm)(run, &g);
+    if (low && !thin(low)) {
+        const struct gemm thick = {.m = m,
+                                   .n = w->in,
+                                   .k = low->rank,
+                                   .a = low->rows,
+                                   .a_row = low->stride,
+                                   .a_k = 1,
+                                   .b = low->columns,
+                                   .ldb = w->in,
+                                   .alpha = low->scale,
+                                   .accumulate = true,
+                                   .c = dx,
+                                   .ldc = w->in};
+        ISA(gemm)(run, &thick);
+    }
 }
 
 void ISA(lora_down)(const struct kernel_run *run, int32_t m, int32_t in, int32_t r, const float *a, const float *x,

@@ -6,8 +6,22 @@
 
 #include <math.h>
 
+/* y (m, n) += low: the factor of output o and rank j is at o·by_output + j·by_rank. */
+static void add_low_rank(const struct low_rank *low, int32_t m, int32_t n, ptrdiff_t by_output, ptrdiff_t by_rank,
+                         float *y)
+{
+    for (int32_t t = 0; low && t < m; t++) {
+        for (int32_t o = 0; o < n; o++) {
+            float sum = 0;
+            for (int32_t j = 0; j < low->rank; j++)
+                sum += low->rows[(ptrdiff_t)t * low->stride + j] * low->columns[o * by_output + j * by_rank];
+            y[(ptrdiff_t)t * n + o] += low->scale * sum;
+        }
+    }
+}
+
 static void linear_forward(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *bias,
-                           const float *x, float *y, bool accumulate)
+                           const struct low_rank *low, const float *x, float *y, bool accumulate)
 {
     float *row = run->scratch;
     assert(run->scratch_bytes >= (size_t)w->in * sizeof(float));
@@ -21,10 +35,11 @@ static void linear_forward(const struct kernel_run *run, int32_t m, const struct
             *to = sum + (bias ? bias[o] : 0.0f) + (accumulate ? *to : 0.0f);
         }
     }
+    add_low_rank(low, m, w->out, low ? low->rank : 0, 1, y);
 }
 
-static void linear_backward(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *dy, float *dx,
-                            bool accumulate)
+static void linear_backward(const struct kernel_run *run, int32_t m, const struct tensor *w, const struct low_rank *low,
+                            const float *dy, float *dx, bool accumulate)
 {
     float *row = run->scratch;
     assert(run->scratch_bytes >= (size_t)w->in * sizeof(float));
@@ -37,6 +52,7 @@ static void linear_backward(const struct kernel_run *run, int32_t m, const struc
                 dx[(ptrdiff_t)t * w->in + i] += dy[(ptrdiff_t)t * w->out + o] * row[i];
         }
     }
+    add_low_rank(low, m, w->in, 1, w->in, dx);
 }
 
 static size_t interleaved_bytes(const struct tensor *w)
@@ -77,7 +93,7 @@ static void linear_decode(const struct kernel_run *run, int32_t m, int32_t count
                           const float *x)
 {
     for (const struct served_linear *l = linears; l < linears + count; l++) {
-        linear_forward(run, m, l->w, l->bias, x, l->y, false);
+        linear_forward(run, m, l->w, l->bias, NULL, x, l->y, false);
         if (l->b)
             lora_up(run, m, l->w->out, l->rank, l->scale, l->b, l->h, l->h_stride, l->y);
     }

@@ -10,6 +10,7 @@ size_t gemm_thread_bytes(int32_t k)
 {
     size_t depth = (size_t)(k < GEMM_DEPTH ? k : GEMM_DEPTH) + 32;
     size_t tile = (size_t)16 * (GEMM_TILE + 16) * sizeof(float);
+    depth += GEMM_LOW_RANK_MAX + 16;
     return align64(tile + depth * GEMM_COLUMNS * sizeof(float));
 }
 

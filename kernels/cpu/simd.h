@@ -255,7 +255,8 @@ struct gemm {
     bool accumulate;
     float *c;
     ptrdiff_t ldc;
-    bool rounded; /* only where may_round() */
+    bool rounded;               /* only where may_round() */
+    const struct low_rank *low; /* added, of rank ≤ GEMM_LOW_RANK_MAX; only with w. NULL: none */
 };
 
 /* Rounding needs the instructions and is asked for by the run. */
@@ -283,6 +284,9 @@ struct gemm_panel {
     bool accumulate;
     float *c;
     ptrdiff_t ldc;
+    int32_t thin_k; /* more depth, float32 in every kind of product: rows of thin_a against thin_b (thin_k, GEMM_NR) */
+    const float *thin_a, *thin_b;
+    ptrdiff_t thin_row;
 };
 void ISA(gemm_panel)(const struct gemm_panel *g);
 
@@ -297,9 +301,9 @@ void ISA(dequantise_rows)(enum tensor_type type, const uint8_t *row, ptrdiff_t r
 
 /* The operations of this instruction set, for table.c. */
 void ISA(linear_forward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *bias,
-                         const float *x, float *y, bool accumulate);
-void ISA(linear_backward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *dy, float *dx,
-                          bool accumulate);
+                         const struct low_rank *low, const float *x, float *y, bool accumulate);
+void ISA(linear_backward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const struct low_rank *low,
+                          const float *dy, float *dx, bool accumulate);
 void ISA(linear_decode)(const struct kernel_run *run, int32_t m, int32_t count, const struct served_linear *linears,
                         const float *x);
 size_t ISA(interleaved_bytes)(const struct tensor *w);

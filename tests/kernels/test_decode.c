@@ -156,10 +156,10 @@ static void check_panels(const struct kernel_ops *ops, enum tensor_type type, in
     const size_t n = (size_t)m * (size_t)out;
     float *x = support_floats((size_t)m * (size_t)in), *y = support_floats(n), *want = support_floats(n);
     void *copy = ops->interleaved_bytes(&w) > 0 ? make_copy(ops, &w) : NULL;
-    ops->linear_forward(&run, m, &w, NULL, x, want, false);
+    ops->linear_forward(&run, m, &w, NULL, NULL, x, want, false);
     w.interleaved = copy;
     w.data = copy ? NULL : data; /* nothing but the copy is read */
-    ops->linear_forward(&run, m, &w, NULL, x, y, false);
+    ops->linear_forward(&run, m, &w, NULL, NULL, x, y, false);
     CHECK_SAME(y, want, n);
     free((void *)(uintptr_t)data);
     free(copy);

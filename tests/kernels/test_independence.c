@@ -8,6 +8,7 @@ enum { IN = 96, OUT = 150, RANK = 9, ROWS = 203, HEADS = 4, KV = 2, D = 32 };
 
 /* Example of `length` rows placed at `at` in a batch of other random rows; every result for its rows is collected. */
 struct result {
+    float low_y[64 * OUT], low_dx[64 * IN];
     float y[64 * OUT], dx[64 * IN], h[64 * RANK], up[64 * OUT], dh[64 * RANK], down[64 * IN], gb[OUT * RANK];
     float ga[RANK * IN], norm[64 * IN], o[64 * HEADS * D], lse[64 * HEADS], dq[64 * HEADS * D], dk[64 * KV * D];
     float dv[64 * KV * D], gate[64 * IN], losses[16], head[64 * IN];
@@ -55,9 +56,9 @@ static void compute(const struct kernel_ops *ops, enum kernel_precision precisio
     put(q, e->q, at, n, HEADS * D);
     put(k, e->k, at, n, KV * D);
     put(v, e->v, at, n, KV * D);
-    ops->linear_forward(&run, m, &e->w, NULL, x, y, false);
+    ops->linear_forward(&run, m, &e->w, NULL, NULL, x, y, false);
     get(r->y, y, at, n, OUT);
-    ops->linear_backward(&run, m, &e->w, dy, dx, false);
+    ops->linear_backward(&run, m, &e->w, NULL, dy, dx, false);
     get(r->dx, dx, at, n, IN);
     ops->lora_down(&run, m, IN, RANK, e->a, x, h);
     get(r->h, h, at, n, RANK);
@@ -65,6 +66,12 @@ static void compute(const struct kernel_ops *ops, enum kernel_precision precisio
     get(r->up, y, at, n, OUT);
     ops->lora_up_backward(&run, m, OUT, RANK, 0.5f, e->b, dy, dh, RANK);
     get(r->dh, dh, at, n, RANK);
+    const struct low_rank forward = {RANK, 0.5f, h, RANK, e->b}, backward = {RANK, 0.7f, dh, RANK, e->a};
+    ops->linear_forward(&run, m, &e->w, NULL, &forward, x, y, false);
+    get(r->low_y, y, at, n, OUT);
+    ops->linear_backward(&run, m, &e->w, &backward, dy, dx, false);
+    get(r->low_dx, dx, at, n, IN);
+    ops->linear_backward(&run, m, &e->w, NULL, dy, dx, false);
     ops->lora_down_backward(&run, m, IN, RANK, e->a, dh, dx);
     get(r->down, dx, at, n, IN);
     ops->lora_grad_b(&run, at, at + n, OUT, RANK, 0.5f, dy, h, RANK, r->gb);
@@ -110,6 +117,8 @@ static void compute(const struct kernel_ops *ops, enum kernel_precision precisio
 static void compare(const struct result *got, const struct result *want)
 {
     SAME(y);
+    SAME(low_y);
+    SAME(low_dx);
     SAME(dx);
     SAME(h);
     SAME(up);

@@ -12,7 +12,7 @@ static void check_linear(const struct kernel_ops *ops, enum kernel_precision pre
                          int32_t m, int32_t out, int32_t in)
 {
     const struct kernel_ops *reference = kernels_cpu(KERNEL_SCALAR);
-    struct kernel_run run = support_run(pool, kernels_linear_scratch(pool_threads(pool), m, out, in));
+    struct kernel_run run = support_run(pool, kernels_linear_scratch(pool_threads(pool), m, out, in > 131 ? in : 131));
     struct tensor w = support_tensor(type, out, in);
     size_t ny = (size_t)m * (size_t)out, nx = (size_t)m * (size_t)in;
     float *x = support_floats(nx), *bias = support_floats((size_t)out), *y = support_floats(ny);
@@ -20,15 +20,26 @@ static void check_linear(const struct kernel_ops *ops, enum kernel_precision pre
     double tolerance = precision == KERNEL_F32 || ops->isa < KERNEL_AVX512_VNNI ? 2e-5
                        : ops->isa == KERNEL_AVX512_VNNI                         ? 4e-3 /* exactly: test_rounded.c */
                                                                                 : 1e-2;
+    /* A thin product on the way, or one that is too thick for it. */
+    const int32_t rank = out % 2 ? 19 : 131, stride = rank + 3;
+    float *h = support_floats((size_t)m * (size_t)stride), *a = support_floats((size_t)rank * (size_t)in);
+    float *b = support_floats((size_t)rank * (size_t)out);
+    const struct low_rank forward = {rank, 0.25f, h, stride, b}, backward = {rank, -0.5f, h, stride, a};
     run.precision = precision;
     for (int accumulate = 0; accumulate < 2; accumulate++) {
-        ops->linear_forward(&run, m, &w, accumulate ? NULL : bias, x, y, accumulate);
-        reference->linear_forward(&run, m, &w, accumulate ? NULL : bias, x, want, accumulate);
-        CHECK_CLOSE(y, want, ny, tolerance);
-        ops->linear_backward(&run, m, &w, want, dx, accumulate);
-        reference->linear_backward(&run, m, &w, want, want_dx, accumulate);
-        CHECK_CLOSE(dx, want_dx, nx, tolerance);
+        for (int low = 0; low < 2; low++) {
+            const struct low_rank *f = low ? &forward : NULL, *g = low ? &backward : NULL;
+            ops->linear_forward(&run, m, &w, accumulate ? NULL : bias, f, x, y, accumulate);
+            reference->linear_forward(&run, m, &w, accumulate ? NULL : bias, f, x, want, accumulate);
+            CHECK_CLOSE(y, want, ny, tolerance);
+            ops->linear_backward(&run, m, &w, g, want, dx, accumulate);
+            reference->linear_backward(&run, m, &w, g, want, want_dx, accumulate);
+            CHECK_CLOSE(dx, want_dx, nx, tolerance);
+        }
     }
+    free(h);
+    free(a);
+    free(b);
     if (m <= KERNEL_DECODE_ROWS) {
         const struct served_linear fast = {&w, bias, y}, plain = {&w, bias, want};
         ops->linear_decode(&run, m, 1, &fast, x);

@@ -124,9 +124,9 @@ static void check_product(const struct kernel_ops *ops, struct pool *pool, enum 
     multiply(&p, want);
     run.precision = KERNEL_BF16;
     if (backward)
-        ops->linear_backward(&run, m, &w, x, y, false);
+        ops->linear_backward(&run, m, &w, NULL, x, y, false);
     else
-        ops->linear_forward(&run, m, &w, NULL, x, y, false);
+        ops->linear_forward(&run, m, &w, NULL, NULL, x, y, false);
     for (size_t i = 0; i < ny; i++)
         got[i] = (double)y[i];
     const double spread = size(exact, ny);
@@ -177,13 +177,13 @@ static void test_extremes(void)
         struct tensor w = support_tensor(TENSOR_F32, OUT, IN);
         float *x = support_floats(M * IN), *y = support_floats(M * OUT), *plain = support_floats(M * OUT);
         run.precision = KERNEL_BF16;
-        ops->linear_forward(&run, M, &w, NULL, x, plain, false);
+        ops->linear_forward(&run, M, &w, NULL, NULL, x, plain, false);
         x[1 * IN + 150] = NAN;
         x[3 * IN + 5] = -INFINITY;
         for (int i = 0; i < IN; i++)
             x[5 * IN + i] = i % 2 ? 1e-38f : -1e-41f;
         memset(x + 6 * IN, 0, IN * sizeof *x);
-        ops->linear_forward(&run, M, &w, NULL, x, y, false);
+        ops->linear_forward(&run, M, &w, NULL, NULL, x, y, false);
         for (int o = 0; o < OUT; o++) {
             CHECK(isnan(y[1 * OUT + o]) && isnan(y[3 * OUT + o]));
             CHECK(y[5 * OUT + o] == 0 && y[6 * OUT + o] == 0);
@@ -191,7 +191,7 @@ static void test_extremes(void)
                 CHECK(row == 6 || y[row * OUT + o] == plain[row * OUT + o]);
         }
         ((float *)(uintptr_t)w.data)[7 * IN + 3] = NAN; /* a weight's NaN reaches its own output alone */
-        ops->linear_forward(&run, M, &w, NULL, x, y, false);
+        ops->linear_forward(&run, M, &w, NULL, NULL, x, y, false);
         for (int o = 0; o < OUT; o++)
             CHECK(o == 7 ? isnan(y[o]) : y[o] == plain[o]);
         free((void *)(uintptr_t)w.data);
