@@ -6,8 +6,7 @@
  *
  * The text's tokens, without control tokens, are cut into chunks of N − 1 behind the vocabulary's begin-of-text token,
  * or of N where it has none; each chunk starts a sequence. The mean is over all tokens but a sequence's first, in nats.
- * --one-by-one feeds them as decoding does, which under --precision bf16 rounds inputs to 8 bits where the CPU has
- * VNNI.
+ * --one-by-one feeds them as decoding does, from the copy of the weights for answering.
  * --ids writes the chunks' ids as little-endian i32, so that a peer scores the very same tokens.
  */
 #include "base/file.h"
@@ -149,8 +148,11 @@ static double score(const struct settings *s, struct backend *backend, const str
     float *logits = malloc((size_t)model->config.vocabulary * sizeof *logits);
     if (!logits)
         exit(1);
-    const struct infer_options options_ = {
-        .backend = backend, .rows_max = s->context, .context_max = s->context, .rank_max = 0};
+    const struct infer_options options_ = {.backend = backend,
+                                           .rows_max = s->context,
+                                           .context_max = s->context,
+                                           .rank_max = 0,
+                                           .answering = s->one_by_one};
     bench_check(infer_new(&options_, model, &infer, &err), &err);
     bench_check(kv_cache_new(backend, model, s->context, &cache, &err), &err);
     for (int i = 0; i < chunks; i++) {

@@ -18,22 +18,6 @@ struct job {
     float *tops, *sums;       /* (heads, ATTENTION_SPANS_MAX) largest score, and sum of exponentials relative to it */
 };
 
-/* The sums of four vectors. */
-INLINE void sum4(const vec s[4], float out[4])
-{
-#ifdef __AVX512F__
-    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(s[0], s[1]), _mm512_unpackhi_ps(s[0], s[1]));
-    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(s[2], s[3]), _mm512_unpackhi_ps(s[2], s[3]));
-    const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-    const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-    const __m512 all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-#else
-    const __m256 half = _mm256_hadd_ps(_mm256_hadd_ps(s[0], s[1]), _mm256_hadd_ps(s[2], s[3]));
-#endif
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
-}
-
 /* s[0..n), and up to 3 more of no meaning, = scale·q·k; returns the largest of the n. */
 INLINE float block_scores(const float *q, const float *k, ptrdiff_t stride, int32_t n, int vectors, float scale,
                           float *s)
@@ -52,7 +36,7 @@ INLINE float block_scores(const float *q, const float *k, ptrdiff_t stride, int3
             for (int j = 0; j < 4; j++)
                 sum[j] = vec_fma(x, vec_load(key[j] + i * VL), sum[j]);
         }
-        sum4(sum, s + t);
+        vec_sum4(sum, s + t);
     }
     vec top = vec_set(-INFINITY);
     for (int32_t t = 0; t < n; t += VL) {

@@ -1,7 +1,7 @@
 /*
  * Few rows of x against frozen matrices, which are read once. Where a matrix has an interleaved copy, 16 of its rows
- * are summed side by side (interleave.h); else each thread decodes a row at a time and takes its dot products. Float32
- * throughout, in either precision.
+ * are summed side by side (interleave.h). Rows of floats are taken in fours; other rows are decoded one at a time.
+ * Float32 throughout, in either precision.
  */
 #include "kernels/cpu/interleave.h"
 
@@ -135,11 +135,69 @@ INLINE float dot(const float *a, const float *b, int32_t n)
     return vec_sum(vec_add(vec_add(s0, s1), vec_add(s2, s3)));
 }
 
+INLINE vec dense_values(enum tensor_type type, const uint8_t *row, int32_t i)
+{
+    if (type == TENSOR_F32)
+        return vec_load((const float *)(const void *)row + i);
+    if (type == TENSOR_F16)
+        return lanes_halves(row + 2 * i);
+#ifdef __AVX512F__
+    const __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * i));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+#else
+    const __m128i x = _mm_loadu_si128((const __m128i *)(const void *)(row + 2 * i));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
+#endif
+}
+
+/* Four rows against n values, a multiple of 32; asks for the four rows behind them. */
+INLINE void dense_rows(enum tensor_type type, const uint8_t *row, ptrdiff_t row_bytes, const float *x, int32_t n,
+                       float out[4])
+{
+    vec s[4] = {vec_zero(), vec_zero(), vec_zero(), vec_zero()};
+    for (int32_t i = 0; i < n; i += 32) {
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++) {
+            const uint8_t *at = row + r * row_bytes;
+            _mm_prefetch((const char *)(at + 4 * row_bytes) + row_bytes / n * i, _MM_HINT_T0);
+            if (type == TENSOR_F32)
+                _mm_prefetch((const char *)(at + 4 * row_bytes) + 4 * i + 64, _MM_HINT_T0);
+#pragma GCC unroll 4
+            for (int k = 0; k < 32; k += VL)
+                s[r] = vec_fma(dense_values(type, at, i + k), vec_load(x + i + k), s[r]);
+        }
+    }
+    vec_sum4(s, out);
+}
+
+/* Rows of floats need no decoded copy. */
+static void dense_by_fours(const struct job *j, const struct served_linear *l, int32_t o)
+{
+    const struct tensor *w = l->w;
+    const uint8_t *row = tensor_row(w, o);
+    const ptrdiff_t row_bytes = tensor_row(w, 1) - tensor_row(w, 0);
+    for (int32_t i = 0; i < j->m; i++) {
+        const float *x = j->x + (ptrdiff_t)i * w->in;
+        float *y = l->y + (ptrdiff_t)i * w->out + o, sums[4];
+        if (w->type == TENSOR_F32)
+            dense_rows(TENSOR_F32, row, row_bytes, x, w->in, sums);
+        else if (w->type == TENSOR_F16)
+            dense_rows(TENSOR_F16, row, row_bytes, x, w->in, sums);
+        else
+            dense_rows(TENSOR_BF16, row, row_bytes, x, w->in, sums);
+        for (int r = 0; r < 4; r++)
+            y[r] = sums[r] + (l->bias ? l->bias[o + r] : 0.0f);
+    }
+}
+
 static void row_by_row(const struct job *j, const struct served_linear *l, int32_t first, float *buffer)
 {
     const struct tensor *w = l->w;
     const int32_t end = first + j->unit < w->out ? first + j->unit : w->out;
-    for (int32_t o = first; o < end; o++) {
+    int32_t o = first;
+    for (; tensor_type_block(w->type) == 1 && w->in % 32 == 0 && o + 4 <= end; o += 4)
+        dense_by_fours(j, l, o);
+    for (; o < end; o++) {
         const uint8_t *row = tensor_row(w, o);
         const float bias = l->bias ? l->bias[o] : 0.0f, *values = buffer;
         if (w->type == TENSOR_F32)
@@ -150,8 +208,6 @@ static void row_by_row(const struct job *j, const struct served_linear *l, int32
             l->y[(ptrdiff_t)i * w->out + o] = dot(values, j->x + (ptrdiff_t)i * w->in, w->in) + bias;
     }
 }
-
-/* --- all linears -------------------------------------------------------------------------------------------------- */
 
 static void add_lora(const struct job *j, const struct served_linear *l, int32_t first)
 {

@@ -216,6 +216,22 @@ INLINE void vec_from_s8(__m128i bytes, vec out[2])
 #define GEMM_ROWS 6
 #define GEMM_NR (GEMM_VECS * VL)
 
+/* The sums of four vectors. */
+INLINE void vec_sum4(const vec s[4], float out[4])
+{
+#ifdef __AVX512F__
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(s[0], s[1]), _mm512_unpackhi_ps(s[0], s[1]));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(s[2], s[3]), _mm512_unpackhi_ps(s[2], s[3]));
+    const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    const __m512 all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+#else
+    const __m256 half = _mm256_hadd_ps(_mm256_hadd_ps(s[0], s[1]), _mm256_hadd_ps(s[2], s[3]));
+#endif
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+
 /* e^x within 2 units in the last place; saturates below −87 (to about 1e-38) and above 88, keeps a NaN. Range
  * reduction by ln 2 in two parts, then the Taylor polynomial of degree 7 on |r| ≤ ln(2)/2 (error 2e-8 relative to it
  * at the ends of that range). */

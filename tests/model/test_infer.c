@@ -1,5 +1,6 @@
 /* Inference: caches, packing, splitting and scoring give what one plain pass gives. */
 #include "model/infer.h"
+#include "model/placed.h"
 #include "model/train.h"
 #include "tests/check.h"
 #include "tests/model/tiny.h"
@@ -257,6 +258,69 @@ static void test_refusals(void)
     setup_release(&s);
 }
 
+/* The same matrix in Q8_0, about; its floats' memory takes it. */
+static void quantise(struct tensor *w)
+{
+    float *values = (float *)(uintptr_t)w->data;
+    uint8_t *to = (uint8_t *)values;
+    for (int32_t i = 0; i < w->out * w->in; i += 32, to += 34) {
+        const uint8_t half[2] = {0, 0x14}; /* 2^−10: 127 of it are the largest weight */
+        int8_t q[32];
+        for (int k = 0; k < 32; k++)
+            q[k] = (int8_t)lrintf(values[i + k] * 1016.0f);
+        memcpy(to, half, 2);
+        memcpy(to + 2, q, 32);
+    }
+    w->type = TENSOR_Q8_0;
+}
+
+/* Answering with the copy of the weights gives what the weights themselves give; only who asks for it has it. */
+static void test_serving_copy(void)
+{
+    struct setup s;
+    struct error err = {0};
+    struct placed_model *placed = NULL;
+    int32_t ids[30];
+    float want[VOCABULARY], got[VOCABULARY];
+    setup_init(&s, 2, 64);
+    struct tensor *const ends[] = {&s.tiny.model.token_embd, &s.tiny.model.output};
+    for (int i = 0; i < 2; i++)
+        quantise(ends[i]);
+    for (int32_t i = 0; i < s.tiny.model.config.layer_count; i++) {
+        struct model_layer *l = &s.tiny.model.layers[i];
+        struct tensor *const all_of_it[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+        for (size_t t = 0; t < ARRAY_LEN(all_of_it); t++)
+            quantise(all_of_it[t]);
+    }
+    infer_free(s.infer); /* it placed the floats */
+    struct infer_options options = {.backend = s.backend, .rows_max = 64, .context_max = 64, .rank_max = 4};
+    CHECK(placed_model_new(s.backend, &s.tiny.model, 0, &placed, &err) == 0);
+    CHECK(!placed->serving && !placed->head.w[0].interleaved && !placed->layers[0].groups[GROUP_QKV].w[2].interleaved);
+    options.placed = placed;
+    CHECK(infer_new(&options, &s.tiny.model, &s.infer, &err) == 0);
+    make_ids(11, 30, ids);
+    extend(&s, s.caches[0], ids, 12);
+    for (int i = 12; i < 30; i++)
+        extend(&s, s.caches[0], ids + i, 1);
+    CHECK(infer_logits(s.infer, s.caches[0], want, &err) == 0);
+    infer_free(s.infer);
+    options.placed = NULL;
+    options.answering = true;
+    CHECK(infer_new(&options, &s.tiny.model, &s.infer, &err) == 0);
+    extend(&s, s.caches[1], ids, 12);
+    for (int i = 12; i < 30; i++)
+        extend(&s, s.caches[1], ids + i, 1);
+    CHECK(infer_logits(s.infer, s.caches[1], got, &err) == 0);
+    for (int i = 0; i < VOCABULARY; i++)
+        CHECK_NEAR(got[i], want[i], 1e-5);
+    placed_model_serve(placed);
+    const bool copied = kernels_cpu(KERNEL_AVX512_BF16)->interleaved_bytes(&placed->head.w[0]) > 0;
+    CHECK(copied == (placed->serving != NULL) && copied == (placed->head.w[0].interleaved != NULL));
+    CHECK(copied == (placed->layers[2].groups[GROUP_DOWN].w[0].interleaved != NULL));
+    placed_model_free(placed);
+    setup_release(&s);
+}
+
 int main(void)
 {
     RUN(test_decoding_equals_one_pass);
@@ -264,6 +328,7 @@ int main(void)
     RUN(test_packed_equals_single);
     RUN(test_shared_beginnings);
     RUN(test_scoring_equals_training_loss);
+    RUN(test_serving_copy);
     RUN(test_refusals);
     return check_report();
 }
