@@ -25,12 +25,12 @@ static const struct config_key keys[] = {
              "less exact."},
     {"device.threads", CONFIG_INT, .text = "1", .min = 1, .max = 256, .unit = "threads",
      .help = "CPU threads for training and answering."},
-    {"device.instructions", CONFIG_ENUM, .text = "auto", .choices = "auto|scalar|avx2|avx512|avx512-bf16",
+    {"device.instructions", CONFIG_ENUM, .text = "auto", .choices = "auto|scalar|avx2|avx512|avx512-vnni|avx512-bf16",
      .help = "Best instruction set to use; auto takes what the CPU has."},
     {"device.precision", CONFIG_ENUM, .text = "bf16", .choices = "bf16|f32",
      .help =
-         "What products with frozen weights multiply in where the CPU can; on a card also what activations are kept "
-         "in. Sums are always 32-bit."},
+         "bf16: products with frozen weights multiply bfloat16, or on CPUs that have VNNI instead, integers of under "
+         "half its error; on a card activations are bfloat16 too. f32: all in float32. Sums are always 32-bit."},
     {"device.batch_tokens", CONFIG_INT, .text = "0", .min = 0, .max = 65536, .unit = "tokens",
      .help =
          "Rows of a micro-batch; bounds the memory of a training step, never its result. 0: 512 on the CPU, 16384 on "

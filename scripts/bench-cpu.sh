@@ -71,7 +71,7 @@ measure() {
 
 train=$build/bench/train infer=$build/bench/infer
 sequences=32 steps=4 modes='f32 f32-compile bf16 bf16-compile' precisions='f32 bf16'
-grep -q avx512_bf16 /proc/cpuinfo || precisions=f32 # training computes float32 then, whatever was asked for
+grep -qE "avx512_(bf16|vnni)" /proc/cpuinfo || precisions=f32 # training computes float32 then, whatever was asked for
 if [ "$quick" = yes ]; then
     sequences=4 steps=2 modes='f32 bf16'
 fi
