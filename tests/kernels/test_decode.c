@@ -148,7 +148,8 @@ static void test_decode(void)
 }
 
 /* Prompts take the copy too: the same bits as from the rows. */
-static void check_panels(const struct kernel_ops *ops, enum tensor_type type, int32_t m, int32_t out, int32_t in)
+static void check_panels(const struct kernel_ops *ops, enum kernel_precision precision, enum tensor_type type,
+                         int32_t m, int32_t out, int32_t in)
 {
     struct kernel_run run = support_run(pool, kernels_linear_scratch(pool_threads(pool), m, out, in));
     struct tensor w = support_tensor(type, out, in);
@@ -156,6 +157,7 @@ static void check_panels(const struct kernel_ops *ops, enum tensor_type type, in
     const size_t n = (size_t)m * (size_t)out;
     float *x = support_floats((size_t)m * (size_t)in), *y = support_floats(n), *want = support_floats(n);
     void *copy = ops->interleaved_bytes(&w) > 0 ? make_copy(ops, &w) : NULL;
+    run.precision = precision;
     ops->linear_forward(&run, m, &w, NULL, NULL, x, want, false);
     w.interleaved = copy;
     w.data = copy ? NULL : data; /* nothing but the copy is read */
@@ -175,9 +177,12 @@ static void test_panels(void)
     {
         for (size_t t = 0; t < ARRAY_LEN(quantised); t++) {
             const int32_t block = tensor_type_block(quantised[t]) == 256 ? 256 : 32;
-            check_panels(ops, quantised[t], 9, 77, 3 * block);
-            check_panels(ops, quantised[t], 2, 130, 2048 + block); /* deeper than one panel */
-            check_panels(ops, quantised[t], 1, 5, block);
+            for (int precision = KERNEL_F32; precision <= KERNEL_BF16; precision++) {
+                check_panels(ops, (enum kernel_precision)precision, quantised[t], 9, 77, 3 * block);
+                check_panels(ops, (enum kernel_precision)precision, quantised[t], 2, 130,
+                             2048 + block); /* two panels */
+                check_panels(ops, (enum kernel_precision)precision, quantised[t], 1, 5, block);
+            }
         }
     }
 }
