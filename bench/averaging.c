@@ -3,7 +3,7 @@
  * that the averages stand for is compared with the average of the sites' updates.
  *
  *     averaging --model FILE_OR_FOLDER [--rounds R] [--steps S] [--batch B] [--rank r] [--learning-rate L]
- *               [--layers FIRST] [--targets qv|all] [--threads N] [--json] SITE.jsonl SITE.jsonl...
+ *               [--layers FIRST] [--targets qv|all] [--threads N] [--precision bf16|f32] [--json] SITE.jsonl...
  *
  * One line a mode (joint, ffa, alternating) and round. For the adapted linears together, with W_i = s·B_i·A_i of site i
  * and the bar the mean over sites:   error = ‖s·B̄·Ā − mean(W_i)‖ / ‖mean(W_i) − W‖   (Frobenius), W the round's start.
@@ -33,21 +33,17 @@ struct settings {
     int rounds, steps, batch, rank, layers, threads;
     float learning_rate;
     uint32_t targets;
+    enum kernel_precision precision; /* KERNEL_F32 unless asked for */
     bool json;
 };
 
 static const struct option options[] = {
-    {"model", required_argument, NULL, 'm'},
-    {"rounds", required_argument, NULL, 'R'},
-    {"steps", required_argument, NULL, 'S'},
-    {"batch", required_argument, NULL, 'B'},
-    {"rank", required_argument, NULL, 'r'},
-    {"learning-rate", required_argument, NULL, 'l'},
-    {"layers", required_argument, NULL, 'L'},
-    {"targets", required_argument, NULL, 'g'},
-    {"threads", required_argument, NULL, 't'},
-    {"json", no_argument, NULL, 'j'},
-    {NULL, 0, NULL, 0},
+    {"model", required_argument, NULL, 'm'},   {"rounds", required_argument, NULL, 'R'},
+    {"steps", required_argument, NULL, 'S'},   {"batch", required_argument, NULL, 'B'},
+    {"rank", required_argument, NULL, 'r'},    {"learning-rate", required_argument, NULL, 'l'},
+    {"layers", required_argument, NULL, 'L'},  {"targets", required_argument, NULL, 'g'},
+    {"threads", required_argument, NULL, 't'}, {"precision", required_argument, NULL, 'p'},
+    {"json", no_argument, NULL, 'j'},          {NULL, 0, NULL, 0},
 };
 
 static void parse(int argc, char **argv, struct settings *s)
@@ -80,6 +76,9 @@ static void parse(int argc, char **argv, struct settings *s)
             break;
         case 't':
             s->threads = bench_number(optarg, 1, 256);
+            break;
+        case 'p':
+            s->precision = strcmp(optarg, "bf16") == 0 ? KERNEL_BF16 : KERNEL_F32;
             break;
         case 'j':
             s->json = true;
@@ -331,7 +330,7 @@ int main(int argc, char **argv)
         bench_check(dataset_load(argv[optind + i], &data, &r.data[i], &err), &err);
     }
     bench_check(pool_new(s.threads, &pool, &err), &err);
-    bench_check(backend_cpu_new(kernels_cpu(KERNEL_AVX512_BF16), pool, KERNEL_F32, &r.backend, &err), &err);
+    bench_check(backend_cpu_new(kernels_cpu(KERNEL_AVX512_BF16), pool, s.precision, &r.backend, &err), &err);
     bench_check(batch_init(&r.batch, TOKENS_MAX * s.batch, s.batch, &err), &err);
     run_mode(&r, "joint", LORA_JOINT, false);
     run_mode(&r, "ffa", LORA_FFA, false);
