@@ -31,32 +31,27 @@ static int32_t tile_end(const struct block *b, int32_t r)
     return b->begin + least(r + GEMM_ROWS, b->rows);
 }
 
-/* s = alpha·q·panelsᵀ, of each tile up to its end. */
-static void scores(const struct block *b, const float *q, ptrdiff_t q_stride, const float *panels, float alpha)
+/* s (columns j .. j + GEMM_NR − 1) = alpha·q·panelsᵀ, of each tile up to its end. */
+static void scores(const struct block *b, int32_t j, const float *q, ptrdiff_t q_stride, const float *panels,
+                   float alpha)
 {
-    const int32_t end = b->begin + b->rows;
-    for (int32_t j = b->first; j < end; j += GEMM_NR) {
-        struct gemm_panel p = {
-            .k = b->d,
-            .a_row = q_stride,
-            .a_k = 1,
-            .b = panels + (ptrdiff_t)j * b->d,
-            .ldb = GEMM_NR,
-            .alpha = alpha,
-            .ldc = b->lds,
-        };
-        int32_t r = 0;
-        for (int32_t rows; r < b->rows; r += rows) {
-            const int32_t columns = tile_end(b, r) - j;
-            rows = columns < GEMM_NR ? least(GEMM_ROWS, b->rows - r) : b->rows - r;
-            if (columns <= 0)
-                continue;
-            p.m = rows;
-            p.columns = least(columns, GEMM_NR);
-            p.a = q + r * q_stride;
-            p.c = b->s + r * b->lds + j;
+    struct gemm_panel p = {
+        .k = b->d,
+        .a_row = q_stride,
+        .a_k = 1,
+        .b = panels + (ptrdiff_t)j * b->d,
+        .ldb = GEMM_NR,
+        .alpha = alpha,
+        .ldc = b->lds,
+    };
+    for (int32_t r = 0; r < b->rows; r += p.m) {
+        const int32_t columns = tile_end(b, r) - j;
+        p.m = columns < GEMM_NR ? least(GEMM_ROWS, b->rows - r) : b->rows - r;
+        p.columns = least(columns, GEMM_NR);
+        p.a = q + r * q_stride;
+        p.c = b->s + r * b->lds + j;
+        if (columns > 0)
             ISA(gemm_panel)(&p);
-        }
     }
 }
 
@@ -90,52 +85,71 @@ static void mix_values(const struct block *b, const float *v, ptrdiff_t v_stride
     }
 }
 
-/* Scores s[first..end) become 2^(s − shift) inside [lo, hi] and zero outside; returns their sum. Whole vectors are
- * written, first is at the beginning of one. */
-static float exponentials(float *s, int32_t first, int32_t end, int32_t lo, int32_t hi, float shift)
+/* The softmax of rows so far: scores become 2^(score − shift) panel by panel, while they are in the first cache. A
+ * row's shift is the largest score of the panels up to one of them; as long as later scores are not much larger it
+ * stays. */
+struct row_sums {
+    float sum[ATTENTION_ROWS][VL]; /* by lanes */
+    float shift[ATTENTION_ROWS];
+};
+
+#define SHIFT_SLACK 16 /* a score may be so much larger: its power of 2 is far from overflow */
+
+/* From now on the row's powers are 2^(score − top); s[0..before) are those so far. */
+static void raise_shift(float *shift, float *sum, float top, float *s, int32_t before)
 {
-    const vec by = vec_set(shift);
-    vec sum = vec_zero(), sum2 = vec_zero();
-    int32_t j = first;
-    for (; j + VL <= lo; j += VL)
-        vec_store(s + j, vec_zero());
-    if (j < lo) {
-        vec e = vec_exp2(vec_sub(vec_load(s + j), by));
-        e = vec_keep(vec_drop(e, vec_mask(lo - j)), vec_mask(least(hi + 1 - j, VL)), 0);
-        vec_store(s + j, e);
-        sum = vec_add(sum, e);
-        j += VL;
-    }
-    for (; j + 2 * VL <= hi + 1; j += 2 * VL) {
-        vec e = vec_exp2(vec_sub(vec_load(s + j), by)), e2 = vec_exp2(vec_sub(vec_load(s + j + VL), by));
-        vec_store(s + j, e);
-        vec_store(s + j + VL, e2);
-        sum = vec_add(sum, e);
-        sum2 = vec_add(sum2, e2);
-    }
-    for (; j <= hi; j += VL) {
-        vec e = vec_keep(vec_exp2(vec_sub(vec_load(s + j), by)), vec_mask(least(hi + 1 - j, VL)), 0);
-        vec_store(s + j, e);
-        sum = vec_add(sum, e);
-    }
-    for (; j < end; j += VL)
-        vec_store(s + j, vec_zero());
-    return vec_sum(vec_add(sum, sum2));
+    const float old = *shift;
+    *shift = top;
+    if (old == -INFINITY) /* they are zeros */
+        return;
+    const vec by = vec_exp2(vec_set(old - top));
+    for (int32_t j = 0; j < before; j += VL)
+        vec_store(s + j, vec_mul(vec_load(s + j), by));
+    vec_store(sum, vec_mul(vec_load(sum), by));
 }
 
-static float largest(const float *s, int32_t lo, int32_t hi)
+/* A panel's scores of one row at s, `columns` of them, of which the row sees lo .. hi − 1: those become powers, the
+ * others zero. Whole vectors are written. before: columns of the row's earlier panels. */
+INLINE void powers(float *shift, float *sums, float *s, int32_t columns, int32_t lo, int32_t hi, int32_t before,
+                   bool all)
 {
-    vec top = vec_set(-INFINITY), top2 = top;
-    int32_t j = lo;
-    for (; j + 2 * VL <= hi + 1; j += 2 * VL) {
-        top = vec_max(top, vec_load(s + j));
-        top2 = vec_max(top2, vec_load(s + j + VL));
+    const int vecs = all ? GEMM_VECS : (columns + VL - 1) / VL;
+    vec x[GEMM_VECS] = {vec_zero()}, top = vec_set(-INFINITY), sum = vec_load(sums);
+#pragma GCC unroll 4
+    for (int i = 0; i < GEMM_VECS && i < vecs; i++) {
+        x[i] = vec_load(s + i * VL);
+        if (!all)
+            x[i] = vec_keep(x[i], vec_mask_range(lo - i * VL, hi - i * VL), -INFINITY);
+        top = vec_max(x[i], top);
     }
-    for (; j <= hi; j += VL) {
-        vmask mask = vec_mask(hi + 1 - j);
-        top = vec_max(top, vec_keep(vec_load_mask(s + j, mask), mask, -INFINITY));
+    if (vec_any_above(top, vec_set(*shift + SHIFT_SLACK))) {
+        raise_shift(shift, sums, vec_top(top), s - before, before);
+        sum = vec_load(sums);
     }
-    return vec_top(vec_max(top, top2));
+    const vec by = vec_set(*shift);
+#pragma GCC unroll 4
+    for (int i = 0; i < GEMM_VECS && i < vecs; i++) {
+        vec e = vec_exp2(vec_sub(x[i], by));
+        if (!all)
+            e = vec_keep(e, vec_mask_range(lo - i * VL, hi - i * VL), 0);
+        vec_store(s + i * VL, e);
+        sum = vec_add(sum, e);
+    }
+    vec_store(sums, sum);
+}
+
+/* The panel at column j of all rows whose tiles come so far. */
+static void panel_powers(const struct block *b, const struct attention_shape *shape, int32_t j, struct row_sums *sums)
+{
+    for (int32_t r = 0; r < b->rows; r++) {
+        const int32_t columns = least(tile_end(b, round_down(r, GEMM_ROWS)) - j, GEMM_NR), query = b->begin + r;
+        const int32_t lo = first_key(shape, query) - j, hi = query + 1 - j;
+        float *s = b->s + r * b->lds + j;
+        if (lo <= 0 && hi >= GEMM_NR)
+            powers(&sums->shift[r], sums->sum[r], s, GEMM_NR, 0, GEMM_NR, j - b->first, true);
+        else if (columns > 0)
+            powers(&sums->shift[r], sums->sum[r], s, columns, lo, hi, j - b->first, false);
+    }
 }
 
 static void scale_row(float *o, int32_t d, float by)
@@ -176,19 +190,22 @@ static void forward_item(void *ctx, int item, int thread)
     for (; b.begin < stop; b.begin += ATTENTION_ROWS) {
         b.rows = least(at.n - b.begin, ATTENTION_ROWS);
         b.first = round_down(first_key(shape, b.begin), GEMM_NR);
-        scores(&b, j->q + at.q_at + b.begin * at.q_stride, at.q_stride, keys, shape->scale * LOG2_E);
-        float sums[ATTENTION_ROWS], *o = j->o + at.q_at + b.begin * at.q_stride;
-        for (int32_t r = 0; r < b.rows; r++) {
-            float *row = b.s + r * b.lds;
-            const int32_t lo = first_key(shape, b.begin + r), hi = b.begin + r;
-            const float top = largest(row, lo, hi);
-            sums[r] = exponentials(row, b.first, tile_end(&b, round_down(r, GEMM_ROWS)), lo, hi, top);
-            if (j->lse)
-                j->lse[at.lse_at + (ptrdiff_t)hi * shape->heads] = top / LOG2_E + logf(sums[r]);
+        const float *q = j->q + at.q_at + b.begin * at.q_stride;
+        float *o = j->o + at.q_at + b.begin * at.q_stride;
+        _Alignas(64) struct row_sums sums = {0};
+        for (int32_t r = 0; r < b.rows; r++)
+            sums.shift[r] = -INFINITY;
+        for (int32_t key = b.first; key < b.begin + b.rows; key += GEMM_NR) {
+            scores(&b, key, q, at.q_stride, keys, shape->scale * LOG2_E);
+            panel_powers(&b, shape, key, &sums);
         }
         mix_values(&b, j->v + at.kv_at, at.kv_stride, o, at.q_stride);
-        for (int32_t r = 0; r < b.rows; r++)
-            scale_row(o + r * at.q_stride, d, 1.0f / sums[r]);
+        for (int32_t r = 0; r < b.rows; r++) {
+            const float sum = vec_sum(vec_load(sums.sum[r]));
+            scale_row(o + r * at.q_stride, d, 1.0f / sum);
+            if (j->lse)
+                j->lse[at.lse_at + (ptrdiff_t)(b.begin + r) * shape->heads] = sums.shift[r] * LN_2 + logf(sum);
+        }
     }
 }
 

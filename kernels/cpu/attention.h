@@ -10,6 +10,7 @@
 #include "kernels/cpu/simd.h"
 
 #define LOG2_E 1.44269504088896341f
+#define LN_2 0.693147180559945309f
 
 /* One head of one segment: row t of q, o and their gradients is at t·q_stride, of k and v at t·kv_stride. */
 struct head_place {

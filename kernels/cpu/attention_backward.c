@@ -57,16 +57,6 @@ static int32_t part_begin(const struct attention_shape *shape, int32_t n, int pa
     return round_down(begin + ATTENTION_CHUNK_MIN / 2, ATTENTION_CHUNK_MIN);
 }
 
-static float dot(const float *a, const float *b, int32_t n)
-{
-    vec sum = vec_zero();
-    for (int32_t i = 0; i < n; i += VL) {
-        vmask mask = vec_mask(n - i);
-        sum = vec_fma(vec_load_mask(a + i, mask), vec_load_mask(b + i, mask), sum);
-    }
-    return vec_sum(sum);
-}
-
 static struct chunk chunk_take(const struct attention_shape *shape, uint8_t *next, const uint8_t *end)
 {
     const int32_t d = shape->head_size, rows = attention_chunk_rows(d);
@@ -84,6 +74,8 @@ static struct chunk chunk_take(const struct attention_shape *shape, uint8_t *nex
     return c;
 }
 
+#define CHUNK_AHEAD 8 /* rows that are asked for ahead of their use: their stride is beyond the hardware */
+
 static void chunk_load(struct chunk *c, const struct job *j, const struct head_place *at, int32_t begin, int32_t rows)
 {
     const int32_t d = j->shape->head_size;
@@ -91,10 +83,20 @@ static void chunk_load(struct chunk *c, const struct job *j, const struct head_p
     c->begin = begin;
     c->rows = rows;
     for (int32_t r = 0; r < rows; r++) {
-        const ptrdiff_t row = offset + r * at->q_stride;
-        memcpy(c->q + (ptrdiff_t)r * d, j->q + row, (size_t)d * sizeof(float));
-        memcpy(c->do_ + (ptrdiff_t)r * d, j->do_ + row, (size_t)d * sizeof(float));
-        c->delta[r] = dot(j->do_ + row, j->o + row, d);
+        const ptrdiff_t from = offset + r * at->q_stride, to = (ptrdiff_t)r * d,
+                        ahead = from + CHUNK_AHEAD * at->q_stride;
+        vec sum = vec_zero();
+        for (int32_t i = 0; i < d; i += VL) {
+            const vmask mask = vec_mask(d - i);
+            const vec x = vec_load_mask(j->do_ + from + i, mask);
+            vec_store_mask(c->do_ + to + i, x, mask);
+            vec_store_mask(c->q + to + i, vec_load_mask(j->q + from + i, mask), mask);
+            sum = vec_fma(x, vec_load_mask(j->o + from + i, mask), sum);
+            _mm_prefetch((const char *)(j->do_ + ahead + i), _MM_HINT_T0);
+            _mm_prefetch((const char *)(j->q + ahead + i), _MM_HINT_T0);
+            _mm_prefetch((const char *)(j->o + ahead + i), _MM_HINT_T0);
+        }
+        c->delta[r] = vec_sum(sum);
         c->lse[r] = j->lse[at->lse_at + (ptrdiff_t)(begin + r) * j->shape->heads] * LOG2_E;
     }
     for (int32_t r = rows; r < round_up(rows, VL); r++)
@@ -103,47 +105,16 @@ static void chunk_load(struct chunk *c, const struct job *j, const struct head_p
     pack_panels(c->do_, d, rows, d, c->do_panels);
 }
 
-/* to (keys, queries) = alpha·rows·panelsᵀ for every pair that the mask lets through, rows being k or v of the head. */
-static void products_with_queries(const struct chunk *c, const struct place *l, const float *rows, const float *panels,
-                                  float alpha, float *to)
+/* The queries of the chunk that see a key of the tile at `key` end here, or where no tile of queries that one of these
+ * belongs to goes on. */
+static int32_t seen_until(const struct chunk *c, const struct place *l, int32_t key)
 {
-    const int32_t d = l->shape->head_size;
-    for (int32_t j = 0; j < c->rows; j += GEMM_NR) {
-        const int32_t width = least(c->rows - j, GEMM_NR), query = c->begin + j;
-        const int32_t first = most(l->first, round_down(first_key(l->shape, query), GEMM_ROWS));
-        const int32_t end = least(l->end, query + width);
-        int32_t whole = least(end, round_down(query, GEMM_ROWS) + GEMM_ROWS); /* tiles that all queries see */
-        for (int32_t key = first, skip, next; key < end; key = next) {
-            next = key < whole ? whole : least(key + GEMM_ROWS, end);
-            skip = key < whole ? 0 : round_down(key - query, VL);
-            struct gemm_panel p = {
-                .m = next - key,
-                .k = d,
-                .columns = width - skip,
-                .a = rows + key * l->at.kv_stride,
-                .a_row = l->at.kv_stride,
-                .a_k = 1,
-                .b = panels + (ptrdiff_t)j * d + skip,
-                .ldb = GEMM_NR,
-                .alpha = alpha,
-                .c = to + (key - l->block) * c->lds + j + skip,
-                .ldc = c->lds,
-            };
-            ISA(gemm_panel)(&p);
-        }
-    }
+    const int32_t window = l->shape->window, last = key + GEMM_ROWS - 1 - c->begin;
+    return window > 0 && window < c->rows - last ? last + window : c->rows;
 }
 
-/* The queries of the chunk that see a key of the tile at `key`, and more: from its first query, rounded down, to where
- * no tile of queries that one of these belongs to goes on. */
-static int32_t tile_columns(const struct chunk *c, const struct place *l, int32_t key, int32_t more)
-{
-    const int32_t window = l->shape->window, seen = key + GEMM_ROWS - 1 - c->begin + more;
-    return window > 0 && window < c->rows - seen ? seen + window : c->rows;
-}
-
-/* One key's row: scores become probabilities, dp their gradients times them: ds = p·(dp − delta). Queries outside
- * [lo, hi) do not see the key: zeros. */
+/* Scores of one key become probabilities e, dp becomes ds = e·(dp − delta): of queries first .. end − 1, in whole
+ * vectors. Those outside [lo, hi) do not see the key: zeros. */
 static void softmax_backward(const struct chunk *c, float *p, float *dp, int32_t first, int32_t end, int32_t lo,
                              int32_t hi)
 {
@@ -151,24 +122,55 @@ static void softmax_backward(const struct chunk *c, float *p, float *dp, int32_t
         vec e = vec_exp2(vec_sub(vec_load(p + j), vec_load(c->lse + j)));
         vec ds = vec_mul(e, vec_sub(vec_load(dp + j), vec_load(c->delta + j)));
         if (j < lo || j + VL > hi) {
-            vmask below = vec_mask(least(most(lo - j, 0), VL)), above = vec_mask(least(most(hi - j, 0), VL));
-            e = vec_keep(vec_drop(e, below), above, 0);
-            ds = vec_keep(vec_drop(ds, below), above, 0);
+            const vmask seen = vec_mask_range(lo - j, hi - j);
+            e = vec_keep(e, seen, 0);
+            ds = vec_keep(ds, seen, 0);
         }
         vec_store(p + j, e);
         vec_store(dp + j, ds);
     }
 }
 
-static void softmax_block(const struct chunk *c, const struct place *l)
+#define PANEL_KEYS                                                                                                     \
+    48 /* of which a panel's p and dp are made one after the other, so that they are in the first cache */
+
+/* p and dp, which becomes ds, of the block: (keys, queries), a panel of queries at a time. A panel takes all tiles of
+ * keys of which a tile of its queries sees one. */
+static void probabilities(const struct chunk *c, const struct place *l)
 {
-    for (int32_t tile = l->first; tile < l->end; tile += GEMM_ROWS) {
-        const int32_t first = round_down(most(tile - c->begin, 0), VL), end = tile_columns(c, l, tile, GEMM_ROWS - 1);
-        for (int32_t key = tile; key < least(tile + GEMM_ROWS, l->end); key++) {
+    const int32_t d = l->shape->head_size, window = l->shape->window;
+    for (int32_t j = 0; j < c->rows; j += GEMM_NR) {
+        const int32_t width = least(c->rows - j, GEMM_NR), query = c->begin + j;
+        const int32_t seen = most(first_key(l->shape, query) - (GEMM_ROWS - 1), 0);
+        const int32_t end = least(l->end, round_up(query + width, GEMM_ROWS));
+        const int32_t whole = least(end, round_down(query, GEMM_ROWS)); /* no mask before this one */
+        for (int32_t key = most(l->first, round_down(seen, GEMM_ROWS)), next; key < end; key = next) {
+            next = least(key + (key < whole ? PANEL_KEYS : GEMM_ROWS), key < whole ? whole : end);
+            const int32_t skip = key < whole ? 0 : round_down(most(key - query, 0), VL);
             const ptrdiff_t row = (key - l->block) * c->lds;
-            const int32_t lo = key - c->begin, window = l->shape->window;
-            const int32_t hi = window > 0 && window < c->rows - lo ? lo + window : c->rows;
-            softmax_backward(c, c->p + row, c->dp + row, first, end, lo, hi);
+            struct gemm_panel p = {
+                .m = next - key,
+                .k = d,
+                .columns = width - skip,
+                .a = l->k + key * l->at.kv_stride,
+                .a_row = l->at.kv_stride,
+                .a_k = 1,
+                .b = c->q_panels + (ptrdiff_t)j * d + skip,
+                .ldb = GEMM_NR,
+                .alpha = l->shape->scale * LOG2_E,
+                .c = c->p + row + j + skip,
+                .ldc = c->lds,
+            };
+            ISA(gemm_panel)(&p);
+            p.a = l->v + key * l->at.kv_stride;
+            p.b = c->do_panels + (ptrdiff_t)j * d + skip;
+            p.c = c->dp + row + j + skip;
+            p.alpha = 1;
+            ISA(gemm_panel)(&p);
+            for (int32_t i = 0; i < next - key; i++) {
+                const int32_t lo = key + i - c->begin, hi = window > 0 && window < c->rows - lo ? lo + window : c->rows;
+                softmax_backward(c, c->p + row + i * c->lds, c->dp + row + i * c->lds, j + skip, j + width, lo, hi);
+            }
         }
     }
 }
@@ -184,7 +186,7 @@ static void add_to_keys(const struct chunk *c, const struct place *l, const floa
             const bool own = key >= l->part_begin;
             struct gemm_panel g = {
                 .m = least(l->end - key, GEMM_ROWS),
-                .k = tile_columns(c, l, key, 0) - first,
+                .k = seen_until(c, l, key) - first,
                 .columns = least(d - col, GEMM_NR),
                 .a = p + (key - l->block) * c->lds + first,
                 .a_row = c->lds,
@@ -254,9 +256,7 @@ static void backward_part(const struct job *j, int32_t segment, int32_t kv_head,
             for (l.block = round_down(first, ATTENTION_KEYS); l.block < stop; l.block += ATTENTION_KEYS) {
                 l.first = most(first, l.block);
                 l.end = least(stop, l.block + ATTENTION_KEYS);
-                products_with_queries(&c, &l, l.k, c.q_panels, shape->scale * LOG2_E, c.p);
-                products_with_queries(&c, &l, l.v, c.do_panels, 1, c.dp);
-                softmax_block(&c, &l);
+                probabilities(&c, &l);
                 add_to_keys(&c, &l, c.p, c.do_, 1, l.dv, l.dv_sum);
                 add_to_keys(&c, &l, c.dp, c.q, shape->scale, l.dk, l.dk_sum);
                 add_to_queries(&c, &l);

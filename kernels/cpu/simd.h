@@ -42,6 +42,12 @@ INLINE vmask vec_mask(int n)
 {
     return (vmask)(n >= 16 ? 0xffff : (1u << n) - 1);
 }
+INLINE vmask vec_mask_range(int lo, int hi) /* lanes lo .. hi − 1, which may lie outside of the vector */
+{
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_mask_cmplt_epi32_mask(_mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(lo)), lane,
+                                        _mm512_set1_epi32(hi));
+}
 INLINE vec vec_load_mask(const float *p, vmask m)
 {
     return _mm512_maskz_loadu_ps(m, p);
@@ -82,9 +88,9 @@ INLINE vec vec_keep(vec x, vmask m, float other)
 {
     return _mm512_mask_blend_ps(m, _mm512_set1_ps(other), x);
 }
-INLINE vec vec_drop(vec x, vmask m) /* zero where m is, whatever was there */
+INLINE bool vec_any_above(vec a, vec b)
 {
-    return _mm512_maskz_mov_ps((vmask)~m, x);
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
 }
 INLINE float vec_sum(vec x)
 {
@@ -132,6 +138,10 @@ INLINE vmask vec_mask(int n)
 {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
+INLINE vmask vec_mask_range(int lo, int hi)
+{
+    return _mm256_andnot_si256(vec_mask(lo), vec_mask(hi));
+}
 INLINE vec vec_load_mask(const float *p, vmask m)
 {
     return _mm256_maskload_ps(p, m);
@@ -172,9 +182,9 @@ INLINE vec vec_keep(vec x, vmask m, float other)
 {
     return _mm256_blendv_ps(_mm256_set1_ps(other), x, _mm256_castsi256_ps(m));
 }
-INLINE vec vec_drop(vec x, vmask m)
+INLINE bool vec_any_above(vec a, vec b)
 {
-    return _mm256_andnot_ps(_mm256_castsi256_ps(m), x);
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
 }
 INLINE float vec_sum(vec x)
 {
