@@ -74,7 +74,8 @@ static struct chunk chunk_take(const struct attention_shape *shape, uint8_t *nex
     return c;
 }
 
-#define CHUNK_AHEAD 8 /* rows that are asked for ahead of their use: their stride is beyond the hardware */
+/* Rows asked for ahead of their use: they are too far apart for the hardware to see them coming. */
+#define CHUNK_AHEAD 8
 
 static void chunk_load(struct chunk *c, const struct job *j, const struct head_place *at, int32_t begin, int32_t rows)
 {
@@ -131,8 +132,8 @@ static void softmax_backward(const struct chunk *c, float *p, float *dp, int32_t
     }
 }
 
-#define PANEL_KEYS                                                                                                     \
-    48 /* of which a panel's p and dp are made one after the other, so that they are in the first cache */
+/* Keys of which a panel's p and dp are made at once: they are in the first cache when they become probabilities. */
+#define PANEL_KEYS 48
 
 /* p and dp, which becomes ds, of the block: (keys, queries), a panel of queries at a time. A panel takes all tiles of
  * keys of which a tile of its queries sees one. */

@@ -75,6 +75,35 @@ static void test_long_segments(void)
     }
 }
 
+/* Later keys have ever larger scores: powers of the panels before them must be brought to a new scale, again and again,
+ * and in the end amount to nothing. The last query's key at 130 is by far its largest. */
+static void test_rising_scores(void)
+{
+    enum { N = 200, SIZE = 16 };
+    static const int32_t offsets[] = {0, N};
+    const struct segments segments = {1, offsets};
+    for (int32_t window = 0; window <= 100; window += 100) {
+        const struct attention_shape shape = {1, 1, SIZE, window, 1};
+        FOR_EACH_TABLE(ops)
+        {
+            struct kernel_run run = support_run(pool, kernels_attention_scratch(pool_threads(pool), &shape, N, 1));
+            float *q = support_floats(N * SIZE), *k = support_floats(N * SIZE), *v = support_floats(N * SIZE);
+            float *o = support_floats(N * SIZE), *ow = support_floats(N * SIZE), lse[N], lsew[N];
+            for (int32_t t = 0; t < N; t++) {
+                q[t * SIZE] = 1;
+                k[t * SIZE] = t == 130 ? 90.0f : (float)t * 0.25f - 100;
+            }
+            ops->attention_forward(&run, &shape, &segments, q, k, v, o, lse);
+            kernels_cpu(KERNEL_SCALAR)->attention_forward(&run, &shape, &segments, q, k, v, ow, lsew);
+            CHECK_CLOSE(o, ow, N * SIZE, 4e-5);
+            CHECK_CLOSE(lse, lsew, N, 1e-6);
+            float *all[] = {q, k, v, o, ow, run.scratch};
+            for (size_t i = 0; i < ARRAY_LEN(all); i++)
+                free(all[i]);
+        }
+    }
+}
+
 enum { HEADS = 3, KV = 1, D = 32, ROWS = 1031 };
 
 struct arrays {
@@ -153,6 +182,7 @@ int tests_attention_long(void)
     for (int threads = 1; threads <= 2; threads++) {
         if (pool_new(threads, &pool, &err) < 0)
             abort();
+        RUN(test_rising_scores);
         RUN(test_long_segments);
         pool_free(pool);
     }
