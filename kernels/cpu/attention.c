@@ -1,119 +1,162 @@
 /*
- * Attention: for each segment and head, blocks of ATTENTION_ROWS queries (counted from the segment's start) against
- * all keys that they may see, scores kept in scratch, softmax over whole rows. Backward recomputes the scores from the
- * saved log-sum-exp. Keys that a row may not see have an exact zero among the probabilities.
+ * Attention forward: for each segment and head, blocks of ATTENTION_ROWS queries against all keys that they may see,
+ * scores kept in scratch, softmax over whole rows. What the diagonal cuts off is left out by tiles of GEMM_ROWS
+ * queries; keys in a tile's reach that one of its rows may not see have an exact zero among the probabilities.
  */
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/attention.h"
+
+/* Keys whose values are multiplied at once: they stay in the second cache while all rows of a block take them. */
+#define VALUES_DEPTH 512
 
 struct job {
     const struct attention_shape *shape;
     const struct segments *segments;
-    const float *q, *k, *v, *o, *lse, *do_;
-    float *o_out, *lse_out, *dq, *dk, *dv;
+    const float *q, *k, *v;
+    float *o, *lse;
     uint8_t *scratch;
     size_t thread_bytes;
-    /* backward */
-    float *sums;        /* dk and dv of one head each */
-    size_t head_floats; /* of them */
-    int32_t segment;
 };
 
-static int32_t round_up(int32_t n, int32_t to)
+/* A block of queries of one head, begin a multiple of ATTENTION_ROWS. */
+struct block {
+    int32_t begin, rows, d;
+    int32_t first; /* key, a multiple of GEMM_NR, that the columns of s that are used begin at */
+    float *s;      /* (rows, lds), column = key */
+    ptrdiff_t lds;
+};
+
+/* How far the keys of the tile that begins at row r go. */
+static int32_t tile_end(const struct block *b, int32_t r)
 {
-    return (n + to - 1) / to * to;
+    return b->begin + least(r + GEMM_ROWS, b->rows);
 }
 
-/* Key panels: (head_size, GEMM_NR) per GEMM_NR keys. */
-static void pack_keys(const float *k, ptrdiff_t stride, int32_t n, int32_t d, float *panels)
+/* s (columns j .. j + GEMM_NR − 1) = alpha·q·panelsᵀ, of each tile up to its end. */
+static void scores(const struct block *b, int32_t j, const float *q, ptrdiff_t q_stride, const float *panels,
+                   float alpha)
 {
-    for (int32_t j = 0; j < n; j += GEMM_NR) {
-        int32_t rows = n - j < GEMM_NR ? n - j : GEMM_NR;
-        ISA(pack_transposed)(k + j * stride, stride, rows, d, panels + (ptrdiff_t)(j / GEMM_NR) * d * GEMM_NR);
+    struct gemm_panel p = {
+        .k = b->d,
+        .a_row = q_stride,
+        .a_k = 1,
+        .b = panels + (ptrdiff_t)j * b->d,
+        .ldb = GEMM_NR,
+        .alpha = alpha,
+        .ldc = b->lds,
+    };
+    for (int32_t r = 0; r < b->rows; r += p.m) {
+        const int32_t columns = tile_end(b, r) - j;
+        p.m = columns < GEMM_NR ? least(GEMM_ROWS, b->rows - r) : b->rows - r;
+        p.columns = least(columns, GEMM_NR);
+        p.a = q + r * q_stride;
+        p.c = b->s + r * b->lds + j;
+        if (columns > 0)
+            ISA(gemm_panel)(&p);
     }
 }
 
-/* s (rows, lds), columns first .. end − 1 (first a multiple of GEMM_NR) = scale·a·panelsᵀ. */
-static void scores(const float *a, ptrdiff_t a_row, int32_t rows, int32_t d, const float *panels, int32_t first,
-                   int32_t end, float scale, float *s, ptrdiff_t lds)
+/* o = s·v, of each tile up to its end. */
+static void mix_values(const struct block *b, const float *v, ptrdiff_t v_stride, float *o, ptrdiff_t o_stride)
 {
-    for (int32_t j = first; j < end; j += GEMM_NR) {
-        struct gemm_panel p = {
-            .m = rows,
-            .k = d,
-            .columns = end - j < GEMM_NR ? end - j : GEMM_NR,
-            .a = a,
-            .a_row = a_row,
-            .a_k = 1,
-            .b = panels + (ptrdiff_t)(j / GEMM_NR) * d * GEMM_NR,
-            .ldb = GEMM_NR,
-            .alpha = scale,
-            .c = s + j,
-            .ldc = lds,
-        };
-        ISA(gemm_panel)(&p);
+    const int32_t end = b->begin + b->rows;
+    for (int32_t j = b->first, next; j < end; j = next) {
+        next = round_down(j, VALUES_DEPTH) + VALUES_DEPTH;
+        for (int32_t c = 0; c < b->d; c += GEMM_NR) {
+            struct gemm_panel p = {
+                .columns = least(b->d - c, GEMM_NR),
+                .a_row = b->lds,
+                .a_k = 1,
+                .b = v + j * v_stride + c,
+                .ldb = v_stride,
+                .alpha = 1,
+                .ldc = o_stride,
+                .accumulate = j > b->first,
+            };
+            for (int32_t r = 0; r < b->rows; r += p.m) {
+                const int32_t stop = tile_end(b, r);
+                p.m = stop < next ? least(GEMM_ROWS, b->rows - r) : b->rows - r;
+                p.k = least(stop, next) - j;
+                p.a = b->s + r * b->lds + j;
+                p.c = o + r * o_stride + c;
+                if (p.k > 0)
+                    ISA(gemm_panel)(&p);
+            }
+        }
     }
 }
 
-/* c (m, n) = alpha·A·B (+ c), B rows ldb apart. */
-static void product(int32_t m, int32_t n, int32_t k, const float *a, ptrdiff_t a_row, ptrdiff_t a_k, const float *b,
-                    ptrdiff_t ldb, float alpha, float *c, ptrdiff_t ldc, bool accumulate)
+/* The softmax of rows so far: scores become 2^(score − shift) panel by panel, while they are in the first cache. A
+ * row's shift is the largest score of the panels up to one of them; as long as later scores are not much larger it
+ * stays. */
+struct row_sums {
+    float sum[ATTENTION_ROWS][VL]; /* by lanes */
+    float shift[ATTENTION_ROWS];
+};
+
+#define SHIFT_SLACK 16 /* a score may be so much larger: its power of 2 is far from overflow */
+
+/* From now on the row's powers are 2^(score − top); s[0..before) are those so far. */
+static void raise_shift(float *shift, float *sum, float top, float *s, int32_t before)
 {
-    for (int32_t j = 0; j < n; j += GEMM_NR) {
-        struct gemm_panel p = {
-            .m = m,
-            .k = k,
-            .columns = n - j < GEMM_NR ? n - j : GEMM_NR,
-            .a = a,
-            .a_row = a_row,
-            .a_k = a_k,
-            .b = b + j,
-            .ldb = ldb,
-            .alpha = alpha,
-            .c = c + j,
-            .ldc = ldc,
-            .accumulate = accumulate,
-        };
-        ISA(gemm_panel)(&p);
+    const float old = *shift;
+    *shift = top;
+    if (old == -INFINITY) /* they are zeros */
+        return;
+    const vec by = vec_exp2(vec_set(old - top));
+    for (int32_t j = 0; j < before; j += VL)
+        vec_store(s + j, vec_mul(vec_load(s + j), by));
+    vec_store(sum, vec_mul(vec_load(sum), by));
+}
+
+/* A panel's scores of one row at s, `columns` of them, of which the row sees lo .. hi − 1: those become powers, the
+ * others zero. Whole vectors are written. before: columns of the row's earlier panels. */
+INLINE void powers(float *shift, float *sums, float *s, int32_t columns, int32_t lo, int32_t hi, int32_t before,
+                   bool all)
+{
+    const int vecs = all ? GEMM_VECS : (columns + VL - 1) / VL;
+    vec x[GEMM_VECS] = {vec_zero()}, top = vec_set(-INFINITY), sum = vec_load(sums);
+#pragma GCC unroll 4
+    for (int i = 0; i < GEMM_VECS && i < vecs; i++) {
+        x[i] = vec_load(s + i * VL);
+        if (!all)
+            x[i] = vec_keep(x[i], vec_mask_range(lo - i * VL, hi - i * VL), -INFINITY);
+        top = vec_max(x[i], top);
     }
-}
-
-/* The first key that query i sees. */
-static int32_t first_key(const struct attention_shape *shape, int32_t i)
-{
-    return shape->window > 0 && i >= shape->window ? i - shape->window + 1 : 0;
-}
-
-/* Scores s[0..n) become exp(s − shift) inside [lo, hi] and zero outside; returns their sum. lo < n. */
-static float exponentials(float *s, int32_t first, int32_t n, int32_t lo, int32_t hi, float shift)
-{
-    vec sum = vec_zero();
-    for (int32_t j = first; j < n; j += VL) {
-        vec e = vec_exp(vec_sub(vec_load_mask(s + j, vec_mask(n - j)), vec_set(shift)));
-        if (j + VL > hi + 1)
-            e = vec_keep(e, vec_mask(hi + 1 - j < 0 ? 0 : hi + 1 - j), 0);
-        if (j < lo)
-            e = vec_sub(e, vec_keep(e, vec_mask(lo - j < VL ? lo - j : VL), 0));
+    if (vec_any_above(top, vec_set(*shift + SHIFT_SLACK))) {
+        raise_shift(shift, sums, vec_top(top), s - before, before);
+        sum = vec_load(sums);
+    }
+    const vec by = vec_set(*shift);
+#pragma GCC unroll 4
+    for (int i = 0; i < GEMM_VECS && i < vecs; i++) {
+        vec e = vec_exp2(vec_sub(x[i], by));
+        if (!all)
+            e = vec_keep(e, vec_mask_range(lo - i * VL, hi - i * VL), 0);
+        vec_store(s + i * VL, e);
         sum = vec_add(sum, e);
-        vec_store_mask(s + j, e, vec_mask(n - j));
     }
-    return vec_sum(sum);
+    vec_store(sums, sum);
 }
 
-static float largest(const float *s, int32_t lo, int32_t hi)
+/* The panel at column j of all rows whose tiles come so far. */
+static void panel_powers(const struct block *b, const struct attention_shape *shape, int32_t j, struct row_sums *sums)
 {
-    vec top = vec_set(-INFINITY);
-    for (int32_t j = lo; j <= hi; j += VL) {
-        vmask mask = vec_mask(hi + 1 - j);
-        top = vec_max(top, vec_keep(vec_load_mask(s + j, mask), mask, -INFINITY));
+    for (int32_t r = 0; r < b->rows; r++) {
+        const int32_t columns = least(tile_end(b, round_down(r, GEMM_ROWS)) - j, GEMM_NR), query = b->begin + r;
+        const int32_t lo = first_key(shape, query) - j, hi = query + 1 - j;
+        float *s = b->s + r * b->lds + j;
+        if (lo <= 0 && hi >= GEMM_NR)
+            powers(&sums->shift[r], sums->sum[r], s, GEMM_NR, 0, GEMM_NR, j - b->first, true);
+        else if (columns > 0)
+            powers(&sums->shift[r], sums->sum[r], s, columns, lo, hi, j - b->first, false);
     }
-    return vec_top(top);
 }
 
-static void scale_row(float *s, int32_t first, int32_t n, float by)
+static void scale_row(float *o, int32_t d, float by)
 {
-    for (int32_t j = first; j < n; j += VL) {
-        vmask mask = vec_mask(n - j);
-        vec_store_mask(s + j, vec_mul(vec_load_mask(s + j, mask), vec_set(by)), mask);
+    for (int32_t c = 0; c < d; c += VL) {
+        vmask mask = vec_mask(d - c);
+        vec_store_mask(o + c, vec_mul(vec_load_mask(o + c, mask), vec_set(by)), mask);
     }
 }
 
@@ -133,42 +176,37 @@ static void forward_item(void *ctx, int item, int thread)
     const struct attention_shape *shape = j->shape;
     const int part = item % FORWARD_PARTS;
     item /= FORWARD_PARTS;
-    int32_t head = item % shape->heads, segment = item / shape->heads, d = shape->head_size;
-    int32_t start = j->segments->offsets[segment], n = j->segments->offsets[segment + 1] - start;
-    ptrdiff_t q_stride = (ptrdiff_t)shape->heads * d, kv_stride = (ptrdiff_t)shape->kv_heads * d;
-    int32_t kv_head = head / (shape->heads / shape->kv_heads);
-    const float *q = j->q + start * q_stride + (ptrdiff_t)head * d;
-    const float *k = j->k + start * kv_stride + (ptrdiff_t)kv_head * d;
-    const float *v = j->v + start * kv_stride + (ptrdiff_t)kv_head * d;
-    float *o = j->o_out + start * q_stride + (ptrdiff_t)head * d;
-    int32_t lds = round_up(n, GEMM_NR);
+    const int32_t d = shape->head_size;
+    const struct head_place at = head_place(shape, j->segments, item / shape->heads, item % shape->heads);
+    struct block b = {.d = d, .lds = round_up(at.n, GEMM_NR)};
     uint8_t *next = j->scratch + (size_t)thread * j->thread_bytes, *end = next + j->thread_bytes;
-    float *keys = scratch_take(&next, end, (size_t)lds * ((size_t)d + 16) * sizeof(float));
-    float *s = scratch_take(&next, end, (size_t)lds * ATTENTION_ROWS * sizeof(float));
-    const int32_t begin = part_begin(n, part), stop = part_begin(n, part + 1);
-    if (begin == stop)
+    float *keys = scratch_take(&next, end, (size_t)b.lds * ((size_t)d + 16) * sizeof(float));
+    b.s = scratch_take(&next, end, (size_t)b.lds * ATTENTION_ROWS * sizeof(float));
+    const int32_t stop = part_begin(at.n, part + 1);
+    b.begin = part_begin(at.n, part);
+    if (b.begin == stop)
         return;
-    pack_keys(k, kv_stride, stop, d, keys);
-    for (int32_t i0 = begin; i0 < stop; i0 += ATTENTION_ROWS) {
-        int32_t rows = n - i0 < ATTENTION_ROWS ? n - i0 : ATTENTION_ROWS, keys_end = i0 + rows;
-        int32_t first = first_key(shape, i0) / GEMM_NR * GEMM_NR;
-        scores(q + i0 * q_stride, q_stride, rows, d, keys, first, keys_end, shape->scale, s, lds);
-        for (int32_t i = 0; i < rows; i++) {
-            float *row = s + (ptrdiff_t)i * lds;
-            int32_t lo = first_key(shape, i0 + i), hi = i0 + i;
-            float top = largest(row, lo, hi), sum = exponentials(row, first, keys_end, lo, hi, top);
-            scale_row(row, first, keys_end, 1.0f / sum);
-            if (j->lse_out)
-                j->lse_out[(ptrdiff_t)(start + i0 + i) * shape->heads + head] = top + logf(sum);
+    pack_panels(j->k + at.kv_at, at.kv_stride, stop, d, keys);
+    for (; b.begin < stop; b.begin += ATTENTION_ROWS) {
+        b.rows = least(at.n - b.begin, ATTENTION_ROWS);
+        b.first = round_down(first_key(shape, b.begin), GEMM_NR);
+        const float *q = j->q + at.q_at + b.begin * at.q_stride;
+        float *o = j->o + at.q_at + b.begin * at.q_stride;
+        _Alignas(64) struct row_sums sums = {0};
+        for (int32_t r = 0; r < b.rows; r++)
+            sums.shift[r] = -INFINITY;
+        for (int32_t key = b.first; key < b.begin + b.rows; key += GEMM_NR) {
+            scores(&b, key, q, at.q_stride, keys, shape->scale * LOG2_E);
+            panel_powers(&b, shape, key, &sums);
         }
-        product(rows, d, keys_end - first, s + first, lds, 1, v + first * kv_stride, kv_stride, 1, o + i0 * q_stride,
-                q_stride, false);
+        mix_values(&b, j->v + at.kv_at, at.kv_stride, o, at.q_stride);
+        for (int32_t r = 0; r < b.rows; r++) {
+            const float sum = vec_sum(vec_load(sums.sum[r]));
+            scale_row(o + r * at.q_stride, d, 1.0f / sum);
+            if (j->lse)
+                j->lse[at.lse_at + (ptrdiff_t)(b.begin + r) * shape->heads] = sums.shift[r] * LN_2 + logf(sum);
+        }
     }
-}
-
-static size_t thread_share(const struct kernel_run *run)
-{
-    return run->scratch_bytes / (size_t)pool_threads(run->pool) & ~(size_t)63;
 }
 
 void ISA(attention_forward)(const struct kernel_run *run, const struct attention_shape *shape,
@@ -181,156 +219,9 @@ void ISA(attention_forward)(const struct kernel_run *run, const struct attention
                     .q = q,
                     .k = k,
                     .v = v,
-                    .o_out = o,
-                    .lse_out = lse,
-                    .scratch = run->scratch,
-                    .thread_bytes = thread_share(run)};
-    pool_run(run->pool, segments->count * shape->heads * FORWARD_PARTS, forward_item, &j);
-}
-
-/* From the probabilities p and their gradients dp (in place): ds = p·(dp − Σ do·o). */
-static void softmax_backward(const float *p, float *dp, int32_t first, int32_t n, float delta)
-{
-    for (int32_t j = first; j < n; j += VL) {
-        vmask mask = vec_mask(n - j);
-        vec d = vec_sub(vec_load_mask(dp + j, mask), vec_set(delta));
-        vec_store_mask(dp + j, vec_mul(d, vec_load_mask(p + j, mask)), mask);
-    }
-}
-
-static float dot(const float *a, const float *b, int32_t n)
-{
-    vec sum = vec_zero();
-    for (int32_t i = 0; i < n; i += VL) {
-        vmask mask = vec_mask(n - i);
-        sum = vec_fma(vec_load_mask(a + i, mask), vec_load_mask(b + i, mask), sum);
-    }
-    return vec_sum(sum);
-}
-
-/* What one head asks of its keys and values: dk, dv (n, d) from zero, and the head's dq. */
-static void backward_head(const struct job *j, int32_t segment, int32_t head, uint8_t *scratch, float *dk, float *dv)
-{
-    const struct attention_shape *shape = j->shape;
-    int32_t kv_head = head / (shape->heads / shape->kv_heads), d = shape->head_size;
-    int32_t start = j->segments->offsets[segment], n = j->segments->offsets[segment + 1] - start;
-    ptrdiff_t q_stride = (ptrdiff_t)shape->heads * d, kv_stride = (ptrdiff_t)shape->kv_heads * d;
-    ptrdiff_t kv_at = start * kv_stride + (ptrdiff_t)kv_head * d;
-    const float *k = j->k + kv_at;
-    int32_t lds = round_up(n, GEMM_NR);
-    uint8_t *next = scratch, *end = next + j->thread_bytes;
-    float *keys = scratch_take(&next, end, (size_t)lds * ((size_t)d + 16) * sizeof(float));
-    float *values = scratch_take(&next, end, (size_t)lds * ((size_t)d + 16) * sizeof(float));
-    float *p = scratch_take(&next, end, (size_t)lds * ATTENTION_ROWS * sizeof(float));
-    float *dp = scratch_take(&next, end, (size_t)lds * ATTENTION_ROWS * sizeof(float));
-    pack_keys(k, kv_stride, n, d, keys);
-    pack_keys(j->v + kv_at, kv_stride, n, d, values);
-    memset(dk, 0, (size_t)n * (size_t)d * sizeof(float));
-    memset(dv, 0, (size_t)n * (size_t)d * sizeof(float));
-    for (int32_t i0 = 0; i0 < n; i0 += ATTENTION_ROWS) {
-        int32_t rows = n - i0 < ATTENTION_ROWS ? n - i0 : ATTENTION_ROWS, keys_end = i0 + rows;
-        int32_t first = first_key(shape, i0) / GEMM_NR * GEMM_NR, count = keys_end - first;
-        ptrdiff_t at = (start + i0) * q_stride + (ptrdiff_t)head * d;
-        scores(j->q + at, q_stride, rows, d, keys, first, keys_end, shape->scale, p, lds);
-        scores(j->do_ + at, q_stride, rows, d, values, first, keys_end, 1, dp, lds);
-        for (int32_t i = 0; i < rows; i++) {
-            float *row = p + (ptrdiff_t)i * lds;
-            float lse = j->lse[(ptrdiff_t)(start + i0 + i) * shape->heads + head];
-            exponentials(row, first, keys_end, first_key(shape, i0 + i), i0 + i, lse);
-            float delta = dot(j->do_ + at + i * q_stride, j->o + at + i * q_stride, d);
-            softmax_backward(row, dp + (ptrdiff_t)i * lds, first, keys_end, delta);
-        }
-        product(count, d, rows, p + first, 1, lds, j->do_ + at, q_stride, 1, dv + (ptrdiff_t)first * d, d, true);
-        product(count, d, rows, dp + first, 1, lds, j->q + at, q_stride, shape->scale, dk + (ptrdiff_t)first * d, d,
-                true);
-        product(rows, d, count, dp + first, lds, 1, k + first * kv_stride, kv_stride, shape->scale, j->dq + at,
-                q_stride, false);
-    }
-}
-
-/* The heads of one key-value head are summed in order, however the work is shared out. */
-static void add_head(const struct job *j, int32_t segment, int32_t head, const float *dk, const float *dv)
-{
-    const int32_t d = j->shape->head_size, group = j->shape->heads / j->shape->kv_heads;
-    const int32_t start = j->segments->offsets[segment], n = j->segments->offsets[segment + 1] - start;
-    const ptrdiff_t stride = (ptrdiff_t)j->shape->kv_heads * d, at = start * stride + (ptrdiff_t)(head / group) * d;
-    for (int32_t t = 0; t < n; t++) {
-        float *to_k = j->dk + at + t * stride, *to_v = j->dv + at + t * stride;
-        for (int32_t i = 0; i < d; i += VL) {
-            vec k = vec_load(dk + (ptrdiff_t)t * d + i), v = vec_load(dv + (ptrdiff_t)t * d + i);
-            vec_store(to_k + i, head % group ? vec_add(vec_load(to_k + i), k) : k);
-            vec_store(to_v + i, head % group ? vec_add(vec_load(to_v + i), v) : v);
-        }
-    }
-}
-
-/* An item is one key-value head of one segment. */
-static void backward_item(void *ctx, int item, int thread)
-{
-    const struct job *j = ctx;
-    const int32_t group = j->shape->heads / j->shape->kv_heads, kv_head = item % j->shape->kv_heads;
-    const int32_t segment = item / j->shape->kv_heads;
-    float *dk = j->sums + (size_t)thread * j->head_floats, *dv = dk + j->head_floats / 2;
-    for (int32_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
-        backward_head(j, segment, head, j->scratch + (size_t)thread * j->thread_bytes, dk, dv);
-        add_head(j, segment, head, dk, dv);
-    }
-}
-
-/* An item is one head of j->segment, with sums of its own; then one key-value head. */
-static void backward_head_item(void *ctx, int head, int thread)
-{
-    const struct job *j = ctx;
-    float *dk = j->sums + (size_t)head * j->head_floats;
-    backward_head(j, j->segment, head, j->scratch + (size_t)thread * j->thread_bytes, dk, dk + j->head_floats / 2);
-}
-
-static void backward_add_item(void *ctx, int kv_head, int thread)
-{
-    const struct job *j = ctx;
-    const int32_t group = j->shape->heads / j->shape->kv_heads;
-    (void)thread;
-    for (int32_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
-        const float *dk = j->sums + (size_t)head * j->head_floats;
-        add_head(j, j->segment, head, dk, dk + j->head_floats / 2);
-    }
-}
-
-void ISA(attention_backward)(const struct kernel_run *run, const struct attention_shape *shape,
-                             const struct segments *segments, const float *q, const float *k, const float *v,
-                             const float *o, const float *lse, const float *do_, float *dq, float *dk, float *dv)
-{
-    struct job j = {.shape = shape,
-                    .segments = segments,
-                    .q = q,
-                    .k = k,
-                    .v = v,
                     .o = o,
                     .lse = lse,
-                    .do_ = do_,
-                    .dq = dq,
-                    .dk = dk,
-                    .dv = dv,
-                    .scratch = run->scratch};
-    const int threads = pool_threads(run->pool);
-    int32_t longest = 0;
-    for (int32_t s = 0; s < segments->count; s++) {
-        const int32_t n = segments->offsets[s + 1] - segments->offsets[s];
-        longest = n > longest ? n : longest;
-    }
-    const int sums = shape->heads > threads ? shape->heads : threads;
-    j.head_floats = attention_head_floats(longest, shape->head_size);
-    uint8_t *next = run->scratch, *end = next + run->scratch_bytes;
-    j.sums = scratch_take(&next, end, (size_t)sums * j.head_floats * sizeof(float));
-    j.scratch = next;
-    j.thread_bytes = (size_t)(end - next) / (size_t)threads & ~(size_t)63;
-    /* Few segments have few key-value heads: then the heads are shared out. */
-    if (segments->count * shape->kv_heads >= 4 * threads || threads == 1) {
-        pool_run(run->pool, segments->count * shape->kv_heads, backward_item, &j);
-        return;
-    }
-    for (j.segment = 0; j.segment < segments->count; j.segment++) {
-        pool_run(run->pool, shape->heads, backward_head_item, &j);
-        pool_run(run->pool, shape->kv_heads, backward_add_item, &j);
-    }
+                    .scratch = run->scratch,
+                    .thread_bytes = run->scratch_bytes / (size_t)pool_threads(run->pool) & ~(size_t)63};
+    pool_run(run->pool, segments->count * shape->heads * FORWARD_PARTS, forward_item, &j);
 }

@@ -18,20 +18,45 @@
 #define GEMM_LOW_RANK_MAX 128
 /* Values of k that are rounded to integers together; divides GEMM_DEPTH and GEMM_TILE. */
 #define INT16_DEPTH 128
-/* Query rows of one attention block; blocks start at the segment, so a row's sums do not depend on its batchmates. */
+/* Query rows of one block of attention forward; blocks start at the segment, so a row's sums do not depend on its
+ * batchmates. */
 #define ATTENTION_ROWS 48
+
+/* Backward: queries of one chunk, keys of one block. Multiples of the tiles' 6 rows and of 16. Two squares of
+ * probabilities and six copies of a chunk's rows should fit the second cache. */
+#define ATTENTION_KEYS 192
+#define ATTENTION_CHUNK_MIN 96
+static inline int32_t attention_chunk_rows(int32_t head_size)
+{
+    return head_size <= 64 ? 192 : ATTENTION_CHUNK_MIN;
+}
+
+/* Backward: parts of a segment's queries that threads can take, each about as much work. */
+#define ATTENTION_PART_ROWS 256
+#define ATTENTION_PARTS_MAX 4
+static inline int attention_parts(const struct attention_shape *shape, int32_t segment_rows)
+{
+    const int32_t most = shape->heads / shape->kv_heads + 1, parts = segment_rows / ATTENTION_PART_ROWS;
+    const int32_t cap = most < ATTENTION_PARTS_MAX ? most : ATTENTION_PARTS_MAX;
+    return parts < 1 ? 1 : parts < cap ? parts : cap;
+}
+
+/* dk and dv of one head of a segment; how many of them the parts need. */
+static inline size_t attention_part_floats(int32_t segment_rows, int32_t head_size)
+{
+    return ((size_t)2 * (size_t)segment_rows * (size_t)head_size + 15) & ~(size_t)15;
+}
+static inline size_t attention_sums(int threads, const struct attention_shape *shape, int32_t segment_rows)
+{
+    const size_t slots = (size_t)(shape->kv_heads > threads ? shape->kv_heads : threads);
+    return slots * (size_t)(attention_parts(shape, segment_rows) - 1);
+}
 
 /* Decoding attention: stretches of the keys of one row. */
 #define ATTENTION_SPANS_MAX 32
 static inline int32_t attention_span_keys(int32_t keys)
 {
     return 32 * ((keys + 32 * ATTENTION_SPANS_MAX - 1) / (32 * ATTENTION_SPANS_MAX));
-}
-
-/* dk and dv of one head of a segment. */
-static inline size_t attention_head_floats(int32_t segment_rows, int32_t head_size)
-{
-    return ((size_t)2 * (size_t)segment_rows * (size_t)head_size + 15) & ~(size_t)15;
 }
 
 static inline float float_from_bits(uint32_t bits)

@@ -29,21 +29,29 @@ size_t kernels_linear_scratch(int threads, int32_t m, int32_t out, int32_t in)
     return (size_t)threads * gemm_thread_bytes(k) + rounded + decode + 64;
 }
 
-/* Per thread: keys and values transposed, two blocks of scores; and dk, dv of each head. And for
- * decoding what the spans of one row give, and a row of scores. */
+/* A thread's: forward keys transposed and a block of scores; backward a chunk's queries and gradients, as they are and
+ * transposed, and two squares of probabilities. */
+static size_t attention_thread_bytes(int32_t segment_rows, int32_t head_size)
+{
+    const size_t rows = ((size_t)segment_rows + GEMM_COLUMNS) & ~(size_t)(GEMM_COLUMNS - 1);
+    const size_t d = (size_t)head_size + 16, chunk = (size_t)attention_chunk_rows(head_size);
+    const size_t forward = rows * d + rows * ATTENTION_ROWS;
+    const size_t backward = (2 * (chunk + GEMM_COLUMNS) + 2 * chunk) * d + 2 * chunk + 2 * ATTENTION_KEYS * chunk;
+    return align64((forward > backward ? forward : backward) * sizeof(float)) + 1024;
+}
+
+/* And backward the sums of the parts; for decoding what the spans of one row give, and a row of scores. */
 size_t kernels_attention_scratch(int threads, const struct attention_shape *shape, int32_t segment_rows_max,
                                  int32_t decode_length_max)
 {
-    size_t rows = ((size_t)segment_rows_max + GEMM_COLUMNS) & ~(size_t)(GEMM_COLUMNS - 1);
-    size_t packed = align64(rows * ((size_t)shape->head_size + 16) * sizeof(float));
-    size_t scores = align64((size_t)ATTENTION_ROWS * rows * sizeof(float));
     size_t decode =
         align64((size_t)ATTENTION_SPANS_MAX * (size_t)shape->heads * (size_t)shape->head_size * sizeof(float));
     decode += 2 * align64((size_t)shape->heads * ATTENTION_SPANS_MAX * sizeof(float));
     decode += align64(((size_t)decode_length_max + 64) * sizeof(float));
-    size_t sums = (size_t)larger(shape->heads, threads) * attention_head_floats(segment_rows_max, shape->head_size);
-    return (size_t)threads * (2 * packed + 2 * scores + 256) + align64(sums * sizeof(float)) +
-           (decode_length_max > 0 ? decode : 0) + 64;
+    const size_t sums =
+        attention_sums(threads, shape, segment_rows_max) * attention_part_floats(segment_rows_max, shape->head_size);
+    return (size_t)threads * attention_thread_bytes(segment_rows_max, shape->head_size) +
+           align64(sums * sizeof(float)) + (decode_length_max > 0 ? decode : 0) + 64;
 }
 
 /* Each chunk decodes all of the head's weights, twice: many rows, but logits of no more than 128 MB. */

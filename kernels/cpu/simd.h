@@ -42,6 +42,12 @@ INLINE vmask vec_mask(int n)
 {
     return (vmask)(n >= 16 ? 0xffff : (1u << n) - 1);
 }
+INLINE vmask vec_mask_range(int lo, int hi) /* lanes lo .. hi − 1, which may lie outside of the vector */
+{
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_mask_cmplt_epi32_mask(_mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(lo)), lane,
+                                        _mm512_set1_epi32(hi));
+}
 INLINE vec vec_load_mask(const float *p, vmask m)
 {
     return _mm512_maskz_loadu_ps(m, p);
@@ -78,17 +84,13 @@ INLINE vec vec_min(vec a, vec b)
 {
     return _mm512_min_ps(a, b);
 }
-INLINE vec vec_round(vec a)
-{
-    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-INLINE vec vec_exp2_int(vec n) /* 2^n for whole n in −126..127 */
-{
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
-}
 INLINE vec vec_keep(vec x, vmask m, float other)
 {
     return _mm512_mask_blend_ps(m, _mm512_set1_ps(other), x);
+}
+INLINE bool vec_any_above(vec a, vec b)
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
 }
 INLINE float vec_sum(vec x)
 {
@@ -136,6 +138,10 @@ INLINE vmask vec_mask(int n)
 {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
+INLINE vmask vec_mask_range(int lo, int hi)
+{
+    return _mm256_andnot_si256(vec_mask(lo), vec_mask(hi));
+}
 INLINE vec vec_load_mask(const float *p, vmask m)
 {
     return _mm256_maskload_ps(p, m);
@@ -172,17 +178,13 @@ INLINE vec vec_min(vec a, vec b)
 {
     return _mm256_min_ps(a, b);
 }
-INLINE vec vec_round(vec a)
-{
-    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-INLINE vec vec_exp2_int(vec n)
-{
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
-}
 INLINE vec vec_keep(vec x, vmask m, float other)
 {
     return _mm256_blendv_ps(_mm256_set1_ps(other), x, _mm256_castsi256_ps(m));
+}
+INLINE bool vec_any_above(vec a, vec b)
+{
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
 }
 INLINE float vec_sum(vec x)
 {
@@ -232,24 +234,57 @@ INLINE void vec_sum4(const vec s[4], float out[4])
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
 
+/* Adding it to a value within ±2^22 rounds that to a whole number and leaves the number + 127 in the lowest bits. */
+#define EXP_ROUND 12583039.0f /* 1.5·2^23 + 127 */
+
+/* p·2^n, where rounded = n + EXP_ROUND and n is in −126..127. */
+INLINE vec exp_scale(vec p, vec n, vec rounded)
+{
+#ifdef __AVX512F__
+    (void)rounded;
+    return _mm512_scalef_ps(p, n);
+#else
+    (void)n;
+    return vec_mul(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(rounded), 23)));
+#endif
+}
+
 /* e^x within 2 units in the last place; saturates below −87 (to about 1e-38) and above 88, keeps a NaN. Range
- * reduction by ln 2 in two parts, then the Taylor polynomial of degree 7 on |r| ≤ ln(2)/2 (error 2e-8 relative to it
- * at the ends of that range). */
+ * reduction by ln 2 in two parts, then 1 + r·P(r), P of degree 5, least largest relative error (2e-9) on |r| ≤ ln(2)/2.
+ */
 INLINE vec vec_exp(vec x)
 {
     x = vec_max(vec_set(-87.0f), vec_min(vec_set(88.0f), x)); /* the second operand is what a NaN gives */
-    vec n = vec_round(vec_mul(x, vec_set(1.44269504088896341f)));
+    vec rounded = vec_fma(x, vec_set(1.44269504088896341f), vec_set(EXP_ROUND));
+    vec n = vec_sub(rounded, vec_set(EXP_ROUND));
     vec r = vec_fma(n, vec_set(-0.693359375f), x);
     r = vec_fma(n, vec_set(2.12194440e-4f), r);
-    vec p = vec_set(1.0f / 5040);
-    p = vec_fma(p, r, vec_set(1.0f / 720));
-    p = vec_fma(p, r, vec_set(1.0f / 120));
-    p = vec_fma(p, r, vec_set(1.0f / 24));
-    p = vec_fma(p, r, vec_set(1.0f / 6));
-    p = vec_fma(p, r, vec_set(0.5f));
+    vec p = vec_set(0x1.6ae720p-10f);
+    p = vec_fma(p, r, vec_set(0x1.126794p-7f));
+    p = vec_fma(p, r, vec_set(0x1.555822p-5f));
+    p = vec_fma(p, r, vec_set(0x1.55541ap-3f));
+    p = vec_fma(p, r, vec_set(0x1.fffffcp-2f));
     p = vec_fma(p, r, vec_set(1.0f));
     p = vec_fma(p, r, vec_set(1.0f));
-    return vec_mul(p, vec_exp2_int(n));
+    return exp_scale(p, n, rounded);
+}
+
+/* 2^x for x ≤ 127, likewise; saturates below −126. Where the scale of x can be folded into what made it, this saves
+ * the reduction. */
+INLINE vec vec_exp2(vec x)
+{
+    x = vec_max(vec_set(-126.0f), x);
+    vec rounded = vec_add(x, vec_set(EXP_ROUND));
+    vec n = vec_sub(rounded, vec_set(EXP_ROUND));
+    vec r = vec_sub(x, n);
+    vec p = vec_set(0x1.41fbbcp-13f);
+    p = vec_fma(p, r, vec_set(0x1.5f3e54p-10f));
+    p = vec_fma(p, r, vec_set(0x1.3b2d4cp-7f));
+    p = vec_fma(p, r, vec_set(0x1.c6aee8p-5f));
+    p = vec_fma(p, r, vec_set(0x1.ebfbdcp-3f));
+    p = vec_fma(p, r, vec_set(0x1.62e430p-1f));
+    p = vec_fma(p, r, vec_set(1.0f));
+    return exp_scale(p, n, rounded);
 }
 
 /*

@@ -120,5 +120,7 @@ int tests_tensor(void);
 int tests_clip(void);
 int tests_rounded(void);
 int tests_decode(struct pool *pool);
+int tests_attention(struct pool *pool);
+int tests_attention_long(void);
 
 #endif

@@ -127,52 +127,6 @@ static void test_lora(void)
     }
 }
 
-static void check_attention(const struct kernel_ops *ops, int32_t heads, int32_t kv_heads, int32_t d, int32_t window,
-                            const int32_t *offsets, int32_t count)
-{
-    const struct kernel_ops *reference = kernels_cpu(KERNEL_SCALAR);
-    struct attention_shape shape = {heads, kv_heads, d, window, 0.3f};
-    struct segments segments = {count, offsets};
-    size_t m = (size_t)offsets[count], nq = m * (size_t)(heads * d), nk = m * (size_t)(kv_heads * d);
-    struct kernel_run run =
-        support_run(pool, kernels_attention_scratch(pool_threads(pool), &shape, (int32_t)m, (int32_t)m));
-    float *q = support_floats(nq), *k = support_floats(nk), *v = support_floats(nk), *grad = support_floats(nq);
-    float *o = support_floats(nq), *ow = support_floats(nq), *lse = support_floats(m * (size_t)heads);
-    float *lsew = support_floats(m * (size_t)heads), *dq = support_floats(nq), *dk = support_floats(nk);
-    float *dv = support_floats(nk), *dqw = support_floats(nq), *dkw = support_floats(nk), *dvw = support_floats(nk);
-    ops->attention_forward(&run, &shape, &segments, q, k, v, o, lse);
-    reference->attention_forward(&run, &shape, &segments, q, k, v, ow, lsew);
-    CHECK_CLOSE(o, ow, nq, 1e-5);
-    CHECK_CLOSE(lse, lsew, m * (size_t)heads, 1e-5);
-    ops->attention_backward(&run, &shape, &segments, q, k, v, ow, lsew, grad, dq, dk, dv);
-    reference->attention_backward(&run, &shape, &segments, q, k, v, ow, lsew, grad, dqw, dkw, dvw);
-    CHECK_CLOSE(dq, dqw, nq, 2e-5);
-    CHECK_CLOSE(dk, dkw, nk, 2e-5);
-    CHECK_CLOSE(dv, dvw, nk, 2e-5);
-    /* Decoding the last rows of the first segment gives what the packed pass gave them. */
-    int32_t length = offsets[1], rows = length < 3 ? length : 3;
-    ops->attention_decode(&run, &shape, rows, length, q + (size_t)(length - rows) * (size_t)(heads * d), k, v,
-                          kv_heads * d, o);
-    CHECK_CLOSE(o, (ow + (size_t)(length - rows) * (size_t)(heads * d)), (size_t)(rows * heads * d), 1e-5);
-    float *all[] = {q, k, v, grad, o, ow, lse, lsew, dq, dk, dv, dqw, dkw, dvw, run.scratch};
-    for (size_t i = 0; i < ARRAY_LEN(all); i++)
-        free(all[i]);
-}
-
-static void test_attention(void)
-{
-    static const int32_t ragged[] = {0, 5, 6, 71, 201}, one[] = {0, 1}, whole[] = {0, 97}, edge[] = {0, 48, 112, 113};
-    FOR_EACH_TABLE(ops)
-    {
-        check_attention(ops, 6, 2, 32, 0, ragged, 4);
-        check_attention(ops, 4, 1, 64, 17, ragged, 4);
-        check_attention(ops, 2, 2, 16, 1, whole, 1);
-        check_attention(ops, 3, 3, 48, 0, one, 1);
-        check_attention(ops, 2, 1, 256, 64, edge, 3);
-        check_attention(ops, 9, 3, 64, 0, edge, 3);
-    }
-}
-
 static void check_norm(const struct kernel_ops *ops, int32_t m, int32_t n, bool with_add)
 {
     const struct kernel_ops *reference = kernels_cpu(KERNEL_SCALAR);
@@ -369,7 +323,7 @@ int main(void)
         }
         RUN(test_linear);
         RUN(test_lora);
-        RUN(test_attention);
+        failures += tests_attention(pool);
         RUN(test_norm);
         RUN(test_rope);
         RUN(test_gate);
@@ -378,6 +332,7 @@ int main(void)
         failures += tests_decode(pool);
         pool_free(pool);
     }
-    failures += tests_independence() + tests_gradients() + tests_tensor() + tests_clip() + tests_rounded();
+    failures += tests_independence() + tests_attention_long() + tests_gradients() + tests_tensor() + tests_clip() +
+                tests_rounded();
     return check_report() || failures ? 1 : 0;
 }
