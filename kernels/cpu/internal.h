@@ -31,14 +31,17 @@ static inline int32_t attention_chunk_rows(int32_t head_size)
     return head_size <= 64 ? 192 : ATTENTION_CHUNK_MIN;
 }
 
-/* Backward: parts of a segment's queries that threads can take, each about as much work. */
+/* Backward: parts of a segment's queries that threads can take, each about as much work: no more than have a chunk of
+ * queries of some depth, and no more sums than there are heads. */
 #define ATTENTION_PART_ROWS 256
 #define ATTENTION_PARTS_MAX 4
 static inline int attention_parts(const struct attention_shape *shape, int32_t segment_rows)
 {
-    const int32_t most = shape->heads / shape->kv_heads + 1, parts = segment_rows / ATTENTION_PART_ROWS;
-    const int32_t cap = most < ATTENTION_PARTS_MAX ? most : ATTENTION_PARTS_MAX;
-    return parts < 1 ? 1 : parts < cap ? parts : cap;
+    const int32_t heads = shape->heads / shape->kv_heads + 1;
+    const int32_t cap = heads < ATTENTION_PARTS_MAX ? heads : ATTENTION_PARTS_MAX;
+    if (segment_rows < ATTENTION_PART_ROWS * 2)
+        return segment_rows < 2 * ATTENTION_CHUNK_MIN ? 1 : 2;
+    return segment_rows / ATTENTION_PART_ROWS < cap ? segment_rows / ATTENTION_PART_ROWS : cap;
 }
 
 /* dk and dv of one head of a segment; how many of them the parts need. */
