@@ -1,7 +1,8 @@
 /*
  * Attention forward: for each segment and head, blocks of ATTENTION_ROWS queries against all keys that they may see,
- * scores kept in scratch, softmax over whole rows. What the diagonal cuts off is left out by tiles of GEMM_ROWS
- * queries; keys in a tile's reach that one of its rows may not see have an exact zero among the probabilities.
+ * scores kept in scratch; their powers are made panel by panel, o is divided by their sum. What the diagonal cuts off
+ * is left out by tiles of GEMM_ROWS queries; keys in a tile's reach that one of its rows may not see have an exact zero
+ * among the probabilities.
  */
 #include "kernels/cpu/attention.h"
 
