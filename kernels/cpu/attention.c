@@ -1,7 +1,7 @@
 /*
  * Attention forward: for each segment and head, blocks of ATTENTION_ROWS queries against all keys that they may see,
  * scores kept in scratch; their powers are made panel by panel, o is divided by their sum. What the diagonal cuts off
- * is left out by tiles of GEMM_ROWS queries; keys in a tile's reach that one of its rows may not see have an exact zero
+ * is left out by tiles of WIDE_ROWS queries; keys in a tile's reach that one of its rows may not see have an exact zero
  * among the probabilities.
  */
 #include "kernels/cpu/attention.h"
@@ -21,7 +21,7 @@ struct job {
 /* A block of queries of one head, begin a multiple of ATTENTION_ROWS. */
 struct block {
     int32_t begin, rows, d;
-    int32_t first; /* key, a multiple of GEMM_NR, that the columns of s that are used begin at */
+    int32_t first; /* key, a multiple of WIDE_NR, that the columns of s that are used begin at */
     float *s;      /* (rows, lds), column = key */
     ptrdiff_t lds;
 };
@@ -29,10 +29,10 @@ struct block {
 /* How far the keys of the tile that begins at row r go. */
 static int32_t tile_end(const struct block *b, int32_t r)
 {
-    return b->begin + least(r + GEMM_ROWS, b->rows);
+    return b->begin + least(r + WIDE_ROWS, b->rows);
 }
 
-/* s (columns j .. j + GEMM_NR − 1) = alpha·q·panelsᵀ, of each tile up to its end. */
+/* s (columns j .. j + WIDE_NR − 1) = alpha·q·panelsᵀ, of each tile up to its end. */
 static void scores(const struct block *b, int32_t j, const float *q, ptrdiff_t q_stride, const float *panels,
                    float alpha)
 {
@@ -41,18 +41,18 @@ static void scores(const struct block *b, int32_t j, const float *q, ptrdiff_t q
         .a_row = q_stride,
         .a_k = 1,
         .b = panels + (ptrdiff_t)j * b->d,
-        .ldb = GEMM_NR,
+        .ldb = WIDE_NR,
         .alpha = alpha,
         .ldc = b->lds,
     };
     for (int32_t r = 0; r < b->rows; r += p.m) {
         const int32_t columns = tile_end(b, r) - j;
-        p.m = columns < GEMM_NR ? least(GEMM_ROWS, b->rows - r) : b->rows - r;
-        p.columns = least(columns, GEMM_NR);
+        p.m = columns < WIDE_NR ? least(WIDE_ROWS, b->rows - r) : b->rows - r;
+        p.columns = least(columns, WIDE_NR);
         p.a = q + r * q_stride;
         p.c = b->s + r * b->lds + j;
         if (columns > 0)
-            ISA(gemm_panel)(&p);
+            ISA(gemm_panel_wide)(&p);
     }
 }
 
@@ -62,9 +62,9 @@ static void mix_values(const struct block *b, const float *v, ptrdiff_t v_stride
     const int32_t end = b->begin + b->rows;
     for (int32_t j = b->first, next; j < end; j = next) {
         next = round_down(j, VALUES_DEPTH) + VALUES_DEPTH;
-        for (int32_t c = 0; c < b->d; c += GEMM_NR) {
+        for (int32_t c = 0; c < b->d; c += WIDE_NR) {
             struct gemm_panel p = {
-                .columns = least(b->d - c, GEMM_NR),
+                .columns = least(b->d - c, WIDE_NR),
                 .a_row = b->lds,
                 .a_k = 1,
                 .b = v + j * v_stride + c,
@@ -75,12 +75,12 @@ static void mix_values(const struct block *b, const float *v, ptrdiff_t v_stride
             };
             for (int32_t r = 0; r < b->rows; r += p.m) {
                 const int32_t stop = tile_end(b, r);
-                p.m = stop < next ? least(GEMM_ROWS, b->rows - r) : b->rows - r;
+                p.m = stop < next ? least(WIDE_ROWS, b->rows - r) : b->rows - r;
                 p.k = least(stop, next) - j;
                 p.a = b->s + r * b->lds + j;
                 p.c = o + r * o_stride + c;
                 if (p.k > 0)
-                    ISA(gemm_panel)(&p);
+                    ISA(gemm_panel_wide)(&p);
             }
         }
     }
@@ -114,10 +114,10 @@ static void raise_shift(float *shift, float *sum, float top, float *s, int32_t b
 INLINE void powers(float *shift, float *sums, float *s, int32_t columns, int32_t lo, int32_t hi, int32_t before,
                    bool all)
 {
-    const int vecs = all ? GEMM_VECS : (columns + VL - 1) / VL;
-    vec x[GEMM_VECS] = {vec_zero()}, top = vec_set(-INFINITY), sum = vec_load(sums);
+    const int vecs = all ? WIDE_VECS : (columns + VL - 1) / VL;
+    vec x[WIDE_VECS] = {vec_zero()}, top = vec_set(-INFINITY), sum = vec_load(sums);
 #pragma GCC unroll 4
-    for (int i = 0; i < GEMM_VECS && i < vecs; i++) {
+    for (int i = 0; i < WIDE_VECS && i < vecs; i++) {
         x[i] = vec_load(s + i * VL);
         if (!all)
             x[i] = vec_keep(x[i], vec_mask_range(lo - i * VL, hi - i * VL), -INFINITY);
@@ -129,7 +129,7 @@ INLINE void powers(float *shift, float *sums, float *s, int32_t columns, int32_t
     }
     const vec by = vec_set(*shift);
 #pragma GCC unroll 4
-    for (int i = 0; i < GEMM_VECS && i < vecs; i++) {
+    for (int i = 0; i < WIDE_VECS && i < vecs; i++) {
         vec e = vec_exp2(vec_sub(x[i], by));
         if (!all)
             e = vec_keep(e, vec_mask_range(lo - i * VL, hi - i * VL), 0);
@@ -143,11 +143,11 @@ INLINE void powers(float *shift, float *sums, float *s, int32_t columns, int32_t
 static void panel_powers(const struct block *b, const struct attention_shape *shape, int32_t j, struct row_sums *sums)
 {
     for (int32_t r = 0; r < b->rows; r++) {
-        const int32_t columns = least(tile_end(b, round_down(r, GEMM_ROWS)) - j, GEMM_NR), query = b->begin + r;
+        const int32_t columns = least(tile_end(b, round_down(r, WIDE_ROWS)) - j, WIDE_NR), query = b->begin + r;
         const int32_t lo = first_key(shape, query) - j, hi = query + 1 - j;
         float *s = b->s + r * b->lds + j;
-        if (lo <= 0 && hi >= GEMM_NR)
-            powers(&sums->shift[r], sums->sum[r], s, GEMM_NR, 0, GEMM_NR, j - b->first, true);
+        if (lo <= 0 && hi >= WIDE_NR)
+            powers(&sums->shift[r], sums->sum[r], s, WIDE_NR, 0, WIDE_NR, j - b->first, true);
         else if (columns > 0)
             powers(&sums->shift[r], sums->sum[r], s, columns, lo, hi, j - b->first, false);
     }
@@ -179,7 +179,7 @@ static void forward_item(void *ctx, int item, int thread)
     item /= FORWARD_PARTS;
     const int32_t d = shape->head_size;
     const struct head_place at = head_place(shape, j->segments, item / shape->heads, item % shape->heads);
-    struct block b = {.d = d, .lds = round_up(at.n, GEMM_NR)};
+    struct block b = {.d = d, .lds = round_up(at.n, WIDE_NR)};
     uint8_t *next = j->scratch + (size_t)thread * j->thread_bytes, *end = next + j->thread_bytes;
     float *keys = scratch_take(&next, end, (size_t)b.lds * ((size_t)d + 16) * sizeof(float));
     b.s = scratch_take(&next, end, (size_t)b.lds * ATTENTION_ROWS * sizeof(float));
@@ -190,13 +190,13 @@ static void forward_item(void *ctx, int item, int thread)
     pack_panels(j->k + at.kv_at, at.kv_stride, stop, d, keys);
     for (; b.begin < stop; b.begin += ATTENTION_ROWS) {
         b.rows = least(at.n - b.begin, ATTENTION_ROWS);
-        b.first = round_down(first_key(shape, b.begin), GEMM_NR);
+        b.first = round_down(first_key(shape, b.begin), WIDE_NR);
         const float *q = j->q + at.q_at + b.begin * at.q_stride;
         float *o = j->o + at.q_at + b.begin * at.q_stride;
         _Alignas(64) struct row_sums sums = {0};
         for (int32_t r = 0; r < b.rows; r++)
             sums.shift[r] = -INFINITY;
-        for (int32_t key = b.first; key < b.begin + b.rows; key += GEMM_NR) {
+        for (int32_t key = b.first; key < b.begin + b.rows; key += WIDE_NR) {
             scores(&b, key, q, at.q_stride, keys, shape->scale * LOG2_E);
             panel_powers(&b, shape, key, &sums);
         }

@@ -60,11 +60,11 @@ INLINE int32_t round_up(int32_t n, int32_t to)
     return (n + to - 1) / to * to;
 }
 
-/* Rows as panels (d, GEMM_NR) of GEMM_NR rows each, rows that are not there zero. */
+/* Rows as panels (d, WIDE_NR) of WIDE_NR rows each, rows that are not there zero. */
 INLINE void pack_panels(const float *rows, ptrdiff_t stride, int32_t n, int32_t d, float *panels)
 {
-    for (int32_t j = 0; j < n; j += GEMM_NR)
-        ISA(pack_transposed)(rows + j * stride, stride, least(n - j, GEMM_NR), d, panels + (ptrdiff_t)j * d);
+    for (int32_t j = 0; j < n; j += WIDE_NR)
+        ISA(pack_transposed)(rows + j * stride, stride, least(n - j, WIDE_NR), d, panels + (ptrdiff_t)j * d);
 }
 
 #endif

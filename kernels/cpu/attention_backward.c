@@ -2,7 +2,7 @@
  * Attention backward, from the saved log-sum-exp: nothing is kept of the forward pass but o and lse.
  *
  * For a chunk of queries and a block of keys the scores and the gradients of the probabilities are computed with a row
- * for each key, in scratch; from them dv and dk as deep as the chunk, dq as deep as the block. Tiles of GEMM_ROWS keys
+ * for each key, in scratch; from them dv and dk as deep as the chunk, dq as deep as the block. Tiles of WIDE_ROWS keys
  * or queries stop where the mask or the window cuts them off. What a tile writes first it writes, then it adds.
  *
  * An item is the heads of one key-value head in one part of a segment's queries: a part's dq, and dk, dv of its own
@@ -27,7 +27,7 @@ struct job {
 struct chunk {
     int32_t begin, rows;
     ptrdiff_t lds;               /* of p and dp */
-    float *q_panels, *do_panels; /* transposed, GEMM_NR queries each */
+    float *q_panels, *do_panels; /* transposed, WIDE_NR queries each */
     float *q, *do_;              /* (rows, d) */
     float *lse, *delta;          /* lse in units of ln 2; Σ do·o */
     float *p, *dp;               /* (ATTENTION_KEYS, lds): of the block of keys at hand */
@@ -60,7 +60,7 @@ static int32_t part_begin(const struct attention_shape *shape, int32_t n, int pa
 static struct chunk chunk_take(const struct attention_shape *shape, uint8_t *next, const uint8_t *end)
 {
     const int32_t d = shape->head_size, rows = attention_chunk_rows(d);
-    const size_t panels = (size_t)round_up(rows, GEMM_NR) * ((size_t)d + 16) * sizeof(float);
+    const size_t panels = (size_t)round_up(rows, WIDE_NR) * ((size_t)d + 16) * sizeof(float);
     const size_t copies = (size_t)rows * (size_t)d * sizeof(float), row = (size_t)rows * sizeof(float);
     struct chunk c = {.lds = rows};
     c.q_panels = scratch_take(&next, end, panels);
@@ -110,7 +110,7 @@ static void chunk_load(struct chunk *c, const struct job *j, const struct head_p
  * belongs to goes on. */
 static int32_t seen_until(const struct chunk *c, const struct place *l, int32_t key)
 {
-    const int32_t window = l->shape->window, last = key + GEMM_ROWS - 1 - c->begin;
+    const int32_t window = l->shape->window, last = key + WIDE_ROWS - 1 - c->begin;
     return window > 0 && window < c->rows - last ? last + window : c->rows;
 }
 
@@ -140,13 +140,13 @@ static void softmax_backward(const struct chunk *c, float *p, float *dp, int32_t
 static void probabilities(const struct chunk *c, const struct place *l)
 {
     const int32_t d = l->shape->head_size, window = l->shape->window;
-    for (int32_t j = 0; j < c->rows; j += GEMM_NR) {
-        const int32_t width = least(c->rows - j, GEMM_NR), query = c->begin + j;
-        const int32_t seen = most(first_key(l->shape, query) - (GEMM_ROWS - 1), 0);
-        const int32_t end = least(l->end, round_up(query + width, GEMM_ROWS));
-        const int32_t whole = least(end, round_down(query, GEMM_ROWS)); /* no mask before this one */
-        for (int32_t key = most(l->first, round_down(seen, GEMM_ROWS)), next; key < end; key = next) {
-            next = least(key + (key < whole ? PANEL_KEYS : GEMM_ROWS), key < whole ? whole : end);
+    for (int32_t j = 0; j < c->rows; j += WIDE_NR) {
+        const int32_t width = least(c->rows - j, WIDE_NR), query = c->begin + j;
+        const int32_t seen = most(first_key(l->shape, query) - (WIDE_ROWS - 1), 0);
+        const int32_t end = least(l->end, round_up(query + width, WIDE_ROWS));
+        const int32_t whole = least(end, round_down(query, WIDE_ROWS)); /* no mask before this one */
+        for (int32_t key = most(l->first, round_down(seen, WIDE_ROWS)), next; key < end; key = next) {
+            next = least(key + (key < whole ? PANEL_KEYS : WIDE_ROWS), key < whole ? whole : end);
             const int32_t skip = key < whole ? 0 : round_down(most(key - query, 0), VL);
             const ptrdiff_t row = (key - l->block) * c->lds;
             struct gemm_panel p = {
@@ -157,17 +157,17 @@ static void probabilities(const struct chunk *c, const struct place *l)
                 .a_row = l->at.kv_stride,
                 .a_k = 1,
                 .b = c->q_panels + (ptrdiff_t)j * d + skip,
-                .ldb = GEMM_NR,
+                .ldb = WIDE_NR,
                 .alpha = l->shape->scale * LOG2_E,
                 .c = c->p + row + j + skip,
                 .ldc = c->lds,
             };
-            ISA(gemm_panel)(&p);
+            ISA(gemm_panel_wide)(&p);
             p.a = l->v + key * l->at.kv_stride;
             p.b = c->do_panels + (ptrdiff_t)j * d + skip;
             p.c = c->dp + row + j + skip;
             p.alpha = 1;
-            ISA(gemm_panel)(&p);
+            ISA(gemm_panel_wide)(&p);
             for (int32_t i = 0; i < next - key; i++) {
                 const int32_t lo = key + i - c->begin, hi = window > 0 && window < c->rows - lo ? lo + window : c->rows;
                 softmax_backward(c, c->p + row + i * c->lds, c->dp + row + i * c->lds, j + skip, j + width, lo, hi);
@@ -181,14 +181,14 @@ static void add_to_keys(const struct chunk *c, const struct place *l, const floa
                         float *to, float *sum)
 {
     const int32_t d = l->shape->head_size;
-    for (int32_t col = 0; col < d; col += GEMM_NR) {
-        for (int32_t key = l->first; key < l->end; key += GEMM_ROWS) {
+    for (int32_t col = 0; col < d; col += WIDE_NR) {
+        for (int32_t key = l->first; key < l->end; key += WIDE_ROWS) {
             const int32_t first = most(key - c->begin, 0);
             const bool own = key >= l->part_begin;
             struct gemm_panel g = {
-                .m = least(l->end - key, GEMM_ROWS),
+                .m = least(l->end - key, WIDE_ROWS),
                 .k = seen_until(c, l, key) - first,
-                .columns = least(d - col, GEMM_NR),
+                .columns = least(d - col, WIDE_NR),
                 .a = p + (key - l->block) * c->lds + first,
                 .a_row = c->lds,
                 .a_k = 1,
@@ -199,7 +199,7 @@ static void add_to_keys(const struct chunk *c, const struct place *l, const floa
                 .c = (own ? to + key * l->at.kv_stride : sum + (ptrdiff_t)key * d) + col,
                 .ldc = own ? l->at.kv_stride : d,
             };
-            ISA(gemm_panel)(&g);
+            ISA(gemm_panel_wide)(&g);
         }
     }
 }
@@ -208,13 +208,13 @@ static void add_to_keys(const struct chunk *c, const struct place *l, const floa
 static void add_to_queries(const struct chunk *c, const struct place *l)
 {
     const int32_t d = l->shape->head_size;
-    for (int32_t col = 0; col < d; col += GEMM_NR) {
-        for (int32_t r = 0; r < c->rows; r += GEMM_ROWS) {
+    for (int32_t col = 0; col < d; col += WIDE_NR) {
+        for (int32_t r = 0; r < c->rows; r += WIDE_ROWS) {
             const int32_t query = c->begin + r, from = first_key(l->shape, query), key = most(l->first, from);
             struct gemm_panel g = {
-                .m = least(c->rows - r, GEMM_ROWS),
-                .k = least(l->end, query + GEMM_ROWS) - key,
-                .columns = least(d - col, GEMM_NR),
+                .m = least(c->rows - r, WIDE_ROWS),
+                .k = least(l->end, query + WIDE_ROWS) - key,
+                .columns = least(d - col, WIDE_NR),
                 .a = c->dp + (key - l->block) * c->lds + r,
                 .a_row = 1,
                 .a_k = c->lds,
@@ -226,7 +226,7 @@ static void add_to_queries(const struct chunk *c, const struct place *l)
                 .ldc = l->at.q_stride,
             };
             if (g.k > 0)
-                ISA(gemm_panel)(&g);
+                ISA(gemm_panel_wide)(&g);
         }
     }
 }
@@ -253,7 +253,7 @@ static void backward_part(const struct job *j, int32_t segment, int32_t kv_head,
         l.v = j->v + l.at.kv_at;
         for (int32_t begin = l.part_begin; begin < end; begin += (int32_t)c.lds) {
             chunk_load(&c, j, &l.at, begin, least(end - begin, (int32_t)c.lds));
-            const int32_t first = round_down(first_key(shape, begin), GEMM_ROWS), stop = begin + c.rows;
+            const int32_t first = round_down(first_key(shape, begin), WIDE_ROWS), stop = begin + c.rows;
             for (l.block = round_down(first, ATTENTION_KEYS); l.block < stop; l.block += ATTENTION_KEYS) {
                 l.first = most(first, l.block);
                 l.end = least(stop, l.block + ATTENTION_KEYS);
@@ -281,7 +281,7 @@ static void add_sums(const struct job *j, int32_t segment, int32_t kv_head, int3
     for (int part = 1; part < attention_parts(j->shape, at.n); part++) {
         const float *dk_sum = part_sums(j, at.n, slot, part), *dv_sum = dk_sum + j->part_floats / 2;
         const int32_t begin = part_begin(j->shape, at.n, part);
-        const int32_t from = most(first, round_down(first_key(j->shape, begin), GEMM_ROWS));
+        const int32_t from = most(first, round_down(first_key(j->shape, begin), WIDE_ROWS));
         for (int32_t key = from; key < least(end, begin); key++) {
             float *dk = j->dk + at.kv_at + key * at.kv_stride, *dv = j->dv + at.kv_at + key * at.kv_stride;
             const ptrdiff_t row = (ptrdiff_t)key * d;

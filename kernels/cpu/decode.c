@@ -103,7 +103,7 @@ static void interleaved(const struct job *j, const struct served_linear *l, int3
     case type:                                                                                                         \
         group_rows(type, group, j, y);                                                                                 \
         break;
-        EACH_INTERLEAVED_TYPE(ROWS)
+        EACH_QUANTISED_TYPE(ROWS)
 #undef ROWS
     default:
         assert(!"a type that stays row-major");

@@ -20,12 +20,12 @@ struct job {
     size_t thread_bytes;
 };
 
-INLINE void micro_f32(const struct gemm_panel *g, int32_t row0, int nv, bool masked)
+INLINE void micro_f32(const struct gemm_panel *g, int32_t row0, int height, int nv, bool masked)
 {
     const float *a[GEMM_ROWS];
-    vec acc[GEMM_ROWS][GEMM_VECS];
-#pragma GCC unroll 6
-    for (int i = 0; i < GEMM_ROWS; i++) {
+    tile_sums acc;
+#pragma GCC unroll 8
+    for (int i = 0; i < height; i++) {
         int32_t row = row0 + i < g->m ? row0 + i : g->m - 1;
         a[i] = g->a + row * g->a_row;
 #pragma GCC unroll 4
@@ -36,12 +36,12 @@ INLINE void micro_f32(const struct gemm_panel *g, int32_t row0, int nv, bool mas
     const float *b = g->b;
     ptrdiff_t off = 0, a_k = g->a_k, ldb = g->ldb;
     for (int32_t k = g->k; k > 0; k--) {
-        vec bv[GEMM_VECS];
+        vec bv[WIDE_VECS];
 #pragma GCC unroll 4
         for (int j = 0; j < nv; j++)
             bv[j] = masked && j == nv - 1 ? vec_load_mask(b + j * VL, mask) : vec_load(b + j * VL);
-#pragma GCC unroll 6
-        for (int i = 0; i < GEMM_ROWS; i++) {
+#pragma GCC unroll 8
+        for (int i = 0; i < height; i++) {
             vec av = vec_set(a[i][off]);
 #pragma GCC unroll 4
             for (int j = 0; j < nv; j++)
@@ -53,57 +53,70 @@ INLINE void micro_f32(const struct gemm_panel *g, int32_t row0, int nv, bool mas
         b += ldb;
         off += a_k;
     }
-    if (g->thin_k > 0)
+    if (height == GEMM_ROWS && g->thin_k > 0)
         add_thin(g, row0, nv, acc);
-    store_tile(g, row0, nv, masked, acc);
+    store_tile(g, row0, height, nv, masked, acc);
+}
+
+INLINE void panel_f32(const struct gemm_panel *g, int height, int vecs)
+{
+    const int nv = g->columns == vecs * VL ? 0 : (g->columns + VL - 1) / VL;
+    assert(g->columns <= vecs * VL);
+    for (int32_t row = 0; row < g->m; row += height) {
+        if (nv == 0)
+            micro_f32(g, row, height, vecs, false);
+        else if (nv == 1)
+            micro_f32(g, row, height, 1, true);
+        else if (nv == 2)
+            micro_f32(g, row, height, 2, true);
+#if WIDE_VECS == 4
+        else if (nv == 3)
+            micro_f32(g, row, height, 3, true);
+        else if (vecs == 4)
+            micro_f32(g, row, height, 4, true);
+#endif
+    }
 }
 
 void ISA(gemm_panel)(const struct gemm_panel *g)
 {
-    if (g->columns == GEMM_NR) {
-        for (int32_t row = 0; row < g->m; row += GEMM_ROWS)
-            micro_f32(g, row, GEMM_VECS, false);
-        return;
-    }
-    int nv = (g->columns + VL - 1) / VL;
-    for (int32_t row = 0; row < g->m; row += GEMM_ROWS) {
-        switch (nv) {
-        case 1:
-            micro_f32(g, row, 1, true);
-            break;
-        case 2:
-            micro_f32(g, row, 2, true);
-            break;
-#if GEMM_VECS == 4
-        case 3:
-            micro_f32(g, row, 3, true);
-            break;
-        default:
-            micro_f32(g, row, 4, true);
-            break;
-#endif
-        }
+    panel_f32(g, GEMM_ROWS, GEMM_VECS);
+}
+
+void ISA(gemm_panel_wide)(const struct gemm_panel *g)
+{
+    panel_f32(g, WIDE_ROWS, WIDE_VECS);
+}
+
+INLINE void turn_over(const float *src, ptrdiff_t stride, int32_t rows, int32_t k, float *panel, int32_t width)
+{
+    for (int32_t r = 0; r < width; r += VL) {
+        int32_t left = rows - r < 0 ? 0 : rows - r < VL ? rows - r : VL;
+        pack_rows(src + r * stride, stride, left, k, panel + r, width);
     }
 }
 
 void ISA(pack_transposed)(const float *src, ptrdiff_t stride, int32_t rows, int32_t k, float *panel)
 {
-    for (int32_t r = 0; r < GEMM_NR; r += VL) {
-        int32_t left = rows - r < 0 ? 0 : rows - r < VL ? rows - r : VL;
-        pack_rows(src + r * stride, stride, left, k, panel + r);
-    }
+    turn_over(src, stride, rows, k, panel, WIDE_NR);
 }
 
 /* Weights of rows n0.. and depth kb..kb+kc as panels (depth, GEMM_NR). */
 static void pack_weights_transposed(const struct gemm *g, int32_t n0, int32_t columns, int32_t kb, int32_t kc,
                                     float *panel, float *tile)
 {
-    ptrdiff_t panel_step = (ptrdiff_t)((kc + VL) & ~(VL - 1)) * GEMM_NR;
+    const ptrdiff_t panel_step = (ptrdiff_t)((kc + VL) & ~(VL - 1)) * GEMM_NR;
+    const ptrdiff_t row_bytes = tensor_row(g->w, 1) - tensor_row(g->w, 0);
     for (int32_t r = 0; r < columns; r += VL) {
         int32_t rows = columns - r < VL ? columns - r : VL;
         float *dst = panel + r / GEMM_NR * panel_step + r % GEMM_NR;
         if (g->w->interleaved) {
             ISA(interleaved_panel)(g->w, n0 + r, (size_t)kb, (size_t)kc, dst, GEMM_NR);
+            continue;
+        }
+        if (tensor_type_block(g->w->type) > 1) {
+            ISA(dequantise_lanes)
+            (g->w->type, tensor_row(g->w, n0 + r), row_bytes, rows, (size_t)kb, (size_t)kc, dst, GEMM_NR);
             continue;
         }
         for (int32_t k = 0; k < kc; k += GEMM_TILE) {
@@ -113,7 +126,7 @@ static void pack_weights_transposed(const struct gemm *g, int32_t n0, int32_t co
                 float *to = tile + i * stride;
                 ISA(dequantise)(g->w->type, tensor_row(g->w, n0 + r + i), (size_t)(kb + k), (size_t)length, to);
             }
-            pack_rows(tile, stride, rows, length, dst + (ptrdiff_t)k * GEMM_NR);
+            pack_rows(tile, stride, rows, length, dst + (ptrdiff_t)k * GEMM_NR, GEMM_NR);
         }
     }
     /* Vectors of the last micro-panel that lie wholly beyond the columns are never read: the kernel is as narrow. */
@@ -126,11 +139,11 @@ static void pack_weights(const struct gemm *g, int32_t n0, int32_t columns, int3
     memset(tile, 0, GEMM_COLUMNS * sizeof(float));
     const uint8_t *row = tensor_row(g->w, kb);
     const ptrdiff_t row_bytes = tensor_row(g->w, 1) - tensor_row(g->w, 0);
+    if (GEMM_NR == GEMM_COLUMNS && columns == GEMM_COLUMNS) {
+        ISA(dequantise_rows)(g->w->type, row, row_bytes, kc, (size_t)n0, GEMM_COLUMNS, panel, GEMM_NR);
+        return;
+    }
     for (int32_t k = 0; k < kc; k++, row += row_bytes) {
-        if (GEMM_NR == GEMM_COLUMNS && columns == GEMM_COLUMNS) {
-            ISA(dequantise)(g->w->type, row, (size_t)n0, GEMM_COLUMNS, panel + (ptrdiff_t)k * GEMM_NR);
-            continue;
-        }
         ISA(dequantise)(g->w->type, row, (size_t)n0, (size_t)columns, tile);
         for (int32_t j = 0; j < GEMM_COLUMNS; j += VL)
             vec_store(panel + j / GEMM_NR * panel_step + (ptrdiff_t)k * GEMM_NR + j % GEMM_NR, vec_load(tile + j));
@@ -149,7 +162,7 @@ static void pack_thin(const struct gemm *g, int32_t n0, int32_t columns, float *
     const struct low_rank *low = g->low;
     const vec scale = vec_set(low->scale);
     if (g->transposed)
-        ISA(pack_transposed)(low->columns + (ptrdiff_t)n0 * low->rank, low->rank, columns, low->rank, panel);
+        turn_over(low->columns + (ptrdiff_t)n0 * low->rank, low->rank, columns, low->rank, panel, GEMM_NR);
     for (int32_t k = 0; k < low->rank; k++, panel += GEMM_NR) {
         const float *row = low->columns + (ptrdiff_t)k * g->n + n0;
         for (int32_t j = 0; j < columns; j += VL) {

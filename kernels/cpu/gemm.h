@@ -12,20 +12,25 @@
 
 #include "kernels/cpu/simd.h"
 
-INLINE void store_tile(const struct gemm_panel *g, int32_t row0, int nv, bool masked, vec acc[GEMM_ROWS][GEMM_VECS])
+/* Accumulators of any tile: rows and vectors that it does not have are never touched. */
+typedef vec tile_sums[GEMM_ROWS][WIDE_VECS];
+_Static_assert(WIDE_ROWS <= GEMM_ROWS && GEMM_VECS <= WIDE_VECS, "tile_sums holds both kinds of tile");
+
+/* height and nv: the tile's rows and vectors. */
+INLINE void store_tile(const struct gemm_panel *g, int32_t row0, int height, int nv, bool masked, tile_sums acc)
 {
     vec alpha = vec_set(g->alpha);
     vmask mask = vec_mask(masked ? g->columns - (nv - 1) * VL : VL);
-    int rows = g->m - row0 < GEMM_ROWS ? g->m - row0 : GEMM_ROWS;
-    vec bias[GEMM_VECS];
+    int rows = g->m - row0 < height ? g->m - row0 : height;
+    vec bias[WIDE_VECS];
 #pragma GCC unroll 4
     for (int j = 0; j < nv; j++) {
         bias[j] = vec_zero();
         if (g->bias)
             bias[j] = masked && j == nv - 1 ? vec_load_mask(g->bias + j * VL, mask) : vec_load(g->bias + j * VL);
     }
-#pragma GCC unroll 6
-    for (int i = 0; i < GEMM_ROWS; i++) {
+#pragma GCC unroll 8
+    for (int i = 0; i < height; i++) {
         if (i < rows) {
             float *c = g->c + (row0 + i) * g->ldc;
 #pragma GCC unroll 4
@@ -44,19 +49,19 @@ INLINE void store_tile(const struct gemm_panel *g, int32_t row0, int nv, bool ma
     }
 }
 
-/* The thin product's part of a tile. */
-INLINE void add_thin(const struct gemm_panel *g, int32_t row0, int nv, vec acc[GEMM_ROWS][GEMM_VECS])
+/* The thin product's part of a tile of GEMM_ROWS rows. */
+INLINE void add_thin(const struct gemm_panel *g, int32_t row0, int nv, tile_sums acc)
 {
     const float *a[GEMM_ROWS], *b = g->thin_b;
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int i = 0; i < GEMM_ROWS; i++)
         a[i] = g->thin_a + (row0 + i < g->m ? row0 + i : g->m - 1) * g->thin_row;
     for (int32_t k = 0; k < g->thin_k; k++, b += GEMM_NR) {
-        vec bv[GEMM_VECS];
+        vec bv[WIDE_VECS];
 #pragma GCC unroll 4
         for (int j = 0; j < nv; j++)
             bv[j] = vec_load(b + j * VL);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int i = 0; i < GEMM_ROWS; i++) {
             const vec av = vec_set(a[i][k]);
 #pragma GCC unroll 4
@@ -121,17 +126,18 @@ INLINE void transpose(const float *src, ptrdiff_t stride, float *dst, ptrdiff_t 
 #endif
 }
 
-/* Full tiles in registers, ragged ones by elements. words: 32-bit elements in a row. */
-INLINE void pack_rows(const float *src, ptrdiff_t stride, int32_t rows, int32_t words, float *dst)
+/* rows ≤ VL of src turned over: element w of all to dst + w·dst_stride, rows beyond `rows` zero. Full tiles in
+ * registers, ragged ones by elements. words: 32-bit elements in a row. */
+INLINE void pack_rows(const float *src, ptrdiff_t stride, int32_t rows, int32_t words, float *dst, ptrdiff_t dst_stride)
 {
     int32_t w = 0;
     if (rows == VL) {
         for (; w + VL <= words; w += VL)
-            transpose(src + w, stride, dst + (ptrdiff_t)w * GEMM_NR, GEMM_NR);
+            transpose(src + w, stride, dst + w * dst_stride, dst_stride);
     }
     for (; w < words; w++) {
         for (int32_t r = 0; r < VL; r++)
-            dst[(ptrdiff_t)w * GEMM_NR + r] = r < rows ? src[r * stride + w] : 0.0f;
+            dst[w * dst_stride + r] = r < rows ? src[r * stride + w] : 0.0f;
     }
 }
 

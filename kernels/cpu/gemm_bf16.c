@@ -49,13 +49,17 @@ INLINE void pack_pair(const float *first, const float *second, float *to)
 static void pack_transposed(const struct gemm *g, int32_t n0, int32_t columns, int32_t kb, int32_t kc, float *panel,
                             float *tile)
 {
-    const ptrdiff_t stride = GEMM_TILE + 16;
+    const ptrdiff_t stride = GEMM_TILE + 16, row_bytes = tensor_row(g->w, 1) - tensor_row(g->w, 0);
     for (int32_t r = 0; r < columns; r += VL) {
         int32_t rows = columns - r < VL ? columns - r : VL;
         for (int32_t k = 0; k < kc; k += GEMM_TILE) {
             int32_t length = kc - k < GEMM_TILE ? kc - k : GEMM_TILE;
-            if (g->w->interleaved) { /* whole runs, so an even depth */
-                ISA(interleaved_panel)(g->w, n0 + r, (size_t)(kb + k), (size_t)length, tile, VL);
+            if (tensor_type_block(g->w->type) > 1) { /* whole runs, so an even depth */
+                if (g->w->interleaved)
+                    ISA(interleaved_panel)(g->w, n0 + r, (size_t)(kb + k), (size_t)length, tile, VL);
+                else
+                    ISA(dequantise_lanes)
+                (g->w->type, tensor_row(g->w, n0 + r), row_bytes, rows, (size_t)(kb + k), (size_t)length, tile, VL);
                 for (int32_t i = 0; i < length; i += 2)
                     pack_pair(tile + i * VL, tile + (i + 1) * VL, panel + r + (ptrdiff_t)((k + i) / 2) * GEMM_NR);
                 continue;
@@ -65,7 +69,7 @@ static void pack_transposed(const struct gemm *g, int32_t n0, int32_t columns, i
                 ISA(dequantise)(g->w->type, tensor_row(g->w, n0 + r + i), (size_t)(kb + k), (size_t)length, to);
                 to_bf16(to, length, (uint16_t *)(void *)to);
             }
-            pack_rows(tile, stride, rows, (length + 1) / 2, panel + r + (ptrdiff_t)(k / 2) * GEMM_NR);
+            pack_rows(tile, stride, rows, (length + 1) / 2, panel + r + (ptrdiff_t)(k / 2) * GEMM_NR, GEMM_NR);
         }
     }
 }
@@ -93,8 +97,8 @@ INLINE void micro(const struct gemm_panel *g, int32_t row0, int nv, bool masked)
 {
     /* a, b and k count pairs of bfloat16 here, which share a float's size. */
     const float *a[GEMM_ROWS];
-    vec acc[GEMM_ROWS][GEMM_VECS];
-#pragma GCC unroll 6
+    tile_sums acc;
+#pragma GCC unroll 8
     for (int i = 0; i < GEMM_ROWS; i++) {
         int32_t row = row0 + i < g->m ? row0 + i : g->m - 1;
         a[i] = g->a + row * g->a_row;
@@ -108,7 +112,7 @@ INLINE void micro(const struct gemm_panel *g, int32_t row0, int nv, bool masked)
 #pragma GCC unroll 4
         for (int j = 0; j < nv; j++)
             bv[j] = (__m512bh)vec_load(b + j * VL);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int i = 0; i < GEMM_ROWS; i++) {
             __m512bh av = (__m512bh)vec_set(a[i][k]);
 #pragma GCC unroll 4
@@ -119,7 +123,7 @@ INLINE void micro(const struct gemm_panel *g, int32_t row0, int nv, bool masked)
     }
     if (g->thin_k > 0)
         add_thin(g, row0, nv, acc);
-    store_tile(g, row0, nv, masked, acc);
+    store_tile(g, row0, GEMM_ROWS, nv, masked, acc);
 }
 
 void ISA(panel_rounded)(const struct gemm_panel *p, const struct rounded_rows *a, int32_t row0, int32_t kb)
@@ -130,23 +134,14 @@ void ISA(panel_rounded)(const struct gemm_panel *p, const struct rounded_rows *a
     g.a_row = a->stride / 2;
     g.k = (p->k + 1) / 2;
     for (int32_t row = 0; row < g.m; row += GEMM_ROWS) {
-        switch (nv) {
-        case 0:
-            micro(&g, row, 4, false);
-            break;
-        case 1:
+        if (nv == 0)
+            micro(&g, row, GEMM_VECS, false);
+        else if (nv == 1)
             micro(&g, row, 1, true);
-            break;
-        case 2:
+        else if (nv == 2)
             micro(&g, row, 2, true);
-            break;
-        case 3:
+        else
             micro(&g, row, 3, true);
-            break;
-        default:
-            micro(&g, row, 4, true);
-            break;
-        }
     }
 }
 #endif

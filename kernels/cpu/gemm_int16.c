@@ -135,15 +135,21 @@ static void pack_transposed(const struct gemm *g, int32_t n0, int32_t columns, i
                             float *tile)
 {
     const ptrdiff_t stride = GEMM_TILE + 16;
+    const ptrdiff_t row_bytes = tensor_row(g->w, 1) - tensor_row(g->w, 0);
     float *scales = panel_scales(panel, kc);
     for (int32_t r = 0; r < columns; r += VL) {
         int32_t rows = columns - r < VL ? columns - r : VL;
-        for (int32_t k = 0; g->w->interleaved && k < kc; k += INT16_DEPTH) {
+        const bool quantised = tensor_type_block(g->w->type) > 1;
+        for (int32_t k = 0; quantised && k < kc; k += INT16_DEPTH) {
             const int32_t n = kc - k < INT16_DEPTH ? kc - k : INT16_DEPTH;
-            ISA(interleaved_panel)(g->w, n0 + r, (size_t)(kb + k), (size_t)n, tile, VL);
+            if (g->w->interleaved)
+                ISA(interleaved_panel)(g->w, n0 + r, (size_t)(kb + k), (size_t)n, tile, VL);
+            else
+                ISA(dequantise_lanes)
+            (g->w->type, tensor_row(g->w, n0 + r), row_bytes, rows, (size_t)(kb + k), (size_t)n, tile, VL);
             pack_columns(tile, VL, n, panel + r + (ptrdiff_t)(k / 2) * GEMM_NR, scales + k / INT16_DEPTH * GEMM_NR + r);
         }
-        for (int32_t k = 0; !g->w->interleaved && k < kc; k += GEMM_TILE) {
+        for (int32_t k = 0; !quantised && k < kc; k += GEMM_TILE) {
             int32_t length = kc - k < GEMM_TILE ? kc - k : GEMM_TILE;
             for (int32_t i = 0; i < rows; i++) {
                 float *to = tile + i * stride;
@@ -154,7 +160,7 @@ static void pack_transposed(const struct gemm *g, int32_t n0, int32_t columns, i
                         round_run(to + at, n, STEPS_B, (int16_t *)(void *)to + at);
                 }
             }
-            pack_rows(tile, stride, rows, (length + 1) / 2, panel + r + (ptrdiff_t)(k / 2) * GEMM_NR);
+            pack_rows(tile, stride, rows, (length + 1) / 2, panel + r + (ptrdiff_t)(k / 2) * GEMM_NR, GEMM_NR);
         }
     }
 }
@@ -196,7 +202,7 @@ INLINE void micro(const struct gemm_panel *g, const struct rounded_rows *a, int3
     const int32_t *at[GEMM_ROWS];
     const float *scale_a[GEMM_ROWS];
     float memory[GEMM_ROWS * GEMM_NR] __attribute__((aligned(64))), *sums = memory;
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int i = 0; i < GEMM_ROWS; i++) {
         const int32_t row = first + (row0 + i < g->m ? row0 + i : g->m - 1);
         at[i] = (const int32_t *)(const void *)(a->values + row * a->stride + (ptrdiff_t)block * INT16_DEPTH);
@@ -207,7 +213,7 @@ INLINE void micro(const struct gemm_panel *g, const struct rounded_rows *a, int3
     for (int32_t run = 0, pair = 0; pair < pairs; run++, scale_b += GEMM_NR) {
         const int32_t end = pairs - pair < INT16_DEPTH / 2 ? pairs : pair + INT16_DEPTH / 2;
         __m512i acc[GEMM_ROWS][GEMM_VECS];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int i = 0; i < GEMM_ROWS; i++)
 #pragma GCC unroll 4
             for (int j = 0; j < nv; j++)
@@ -222,7 +228,7 @@ INLINE void micro(const struct gemm_panel *g, const struct rounded_rows *a, int3
 #pragma GCC unroll 4
             for (int j = 0; j < nv; j++)
                 bv[j] = _mm512_loadu_si512(b + j * VL);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (int i = 0; i < GEMM_ROWS; i++) {
                 const __m512i av = _mm512_set1_epi32(at[i][pair]);
 #pragma GCC unroll 4
@@ -234,13 +240,13 @@ INLINE void micro(const struct gemm_panel *g, const struct rounded_rows *a, int3
                 _mm_prefetch((const char *)(b + (ptrdiff_t)GEMM_AHEAD * GEMM_NR + j * VL), _MM_HINT_T0);
         }
         /* The integers need all registers: the sums stay in memory, and gcc keeps its hands off both. */
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int i = 0; i < GEMM_ROWS; i++)
 #pragma GCC unroll 4
             for (int j = 0; j < nv; j++)
                 __asm__ volatile("" : "+v"(acc[i][j]));
         __asm__ volatile("" : "+r"(sums) : : "memory");
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int i = 0; i < GEMM_ROWS; i++) {
             const vec scale = vec_set(scale_a[i][run]);
 #pragma GCC unroll 4
@@ -251,15 +257,15 @@ INLINE void micro(const struct gemm_panel *g, const struct rounded_rows *a, int3
             }
         }
     }
-    vec sum[GEMM_ROWS][GEMM_VECS];
-#pragma GCC unroll 6
+    tile_sums sum;
+#pragma GCC unroll 8
     for (int i = 0; i < GEMM_ROWS; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < nv; j++)
             sum[i][j] = vec_load(sums + i * GEMM_NR + j * VL);
     if (g->thin_k > 0)
         add_thin(g, row0, nv, sum);
-    store_tile(g, row0, nv, masked, sum);
+    store_tile(g, row0, GEMM_ROWS, nv, masked, sum);
 }
 
 void ISA(panel_rounded)(const struct gemm_panel *p, const struct rounded_rows *a, int32_t row0, int32_t kb)
@@ -267,23 +273,14 @@ void ISA(panel_rounded)(const struct gemm_panel *p, const struct rounded_rows *a
     const int32_t block = kb / INT16_DEPTH;
     const int nv = p->columns == GEMM_NR ? 0 : (p->columns + VL - 1) / VL;
     for (int32_t row = 0; row < p->m; row += GEMM_ROWS) {
-        switch (nv) {
-        case 0:
-            micro(p, a, block, row, row0, 4, false);
-            break;
-        case 1:
+        if (nv == 0)
+            micro(p, a, block, row, row0, GEMM_VECS, false);
+        else if (nv == 1)
             micro(p, a, block, row, row0, 1, true);
-            break;
-        case 2:
+        else if (nv == 2)
             micro(p, a, block, row, row0, 2, true);
-            break;
-        case 3:
+        else
             micro(p, a, block, row, row0, 3, true);
-            break;
-        default:
-            micro(p, a, block, row, row0, 4, true);
-            break;
-        }
     }
 }
 #endif

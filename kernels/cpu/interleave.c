@@ -107,7 +107,7 @@ static void interleave_item(void *ctx, int group, int thread)
     case type:                                                                                                         \
         put_row(type, row, w->in, to, lane);                                                                           \
         break;
-            EACH_INTERLEAVED_TYPE(PUT)
+            EACH_QUANTISED_TYPE(PUT)
 #undef PUT
         default:
             assert(!"a type that stays row-major");
@@ -158,7 +158,7 @@ void ISA(interleaved_panel)(const struct tensor *w, int32_t row, size_t first, s
     case type:                                                                                                         \
         panel(type, group, row % LANES, first / 32, n / 32, to, stride);                                               \
         break;
-        EACH_INTERLEAVED_TYPE(PANEL)
+        EACH_QUANTISED_TYPE(PANEL)
 #undef PANEL
     default:
         assert(!"a type that stays row-major");

@@ -23,10 +23,6 @@
 
 #define LANES 16 /* rows of a group */
 
-#define EACH_INTERLEAVED_TYPE(do_it)                                                                                   \
-    do_it(TENSOR_Q4_0) do_it(TENSOR_Q4_1) do_it(TENSOR_Q5_0) do_it(TENSOR_Q5_1) do_it(TENSOR_Q8_0) do_it(TENSOR_Q2_K)  \
-        do_it(TENSOR_Q4_K) do_it(TENSOR_Q5_K) do_it(TENSOR_Q6_K)
-
 INLINE int lanes_bits(enum tensor_type type)
 {
     switch (type) {

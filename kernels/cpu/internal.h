@@ -10,8 +10,8 @@
 #define GEMM_DEPTH 2048
 /* Rows of B that the kernel asks for ahead of its use. */
 #define GEMM_AHEAD 8
-/* Columns of the result that one work item computes, and of weights packed at once. */
-#define GEMM_COLUMNS 64
+/* Columns of the result that one work item computes, and of weights packed at once, at most. */
+#define GEMM_COLUMNS_MAX 64
 /* Columns of a row decoded at once while packing. */
 #define GEMM_TILE 256
 /* Rank of a product of thin matrices that is added on the way. */

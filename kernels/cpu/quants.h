@@ -7,6 +7,10 @@
 
 #include "kernels/cpu/simd.h"
 
+#define EACH_QUANTISED_TYPE(do_it)                                                                                     \
+    do_it(TENSOR_Q4_0) do_it(TENSOR_Q4_1) do_it(TENSOR_Q5_0) do_it(TENSOR_Q5_1) do_it(TENSOR_Q8_0) do_it(TENSOR_Q2_K)  \
+        do_it(TENSOR_Q4_K) do_it(TENSOR_Q5_K) do_it(TENSOR_Q6_K)
+
 INLINE float quants_half(const uint8_t *p)
 {
     uint16_t h;
@@ -108,17 +112,17 @@ INLINE int quants_bias(enum tensor_type type)
                                  : 0;
 }
 
-/* d and m of a run; of a Q6_K run, d[0] and d[1] for its halves. Else d[1] is d[0]. */
-INLINE void quants_scales(enum tensor_type type, const uint8_t *row, size_t run, float d[2], float *m)
+/* d and m of a run's halves. */
+INLINE void quants_scales(enum tensor_type type, const uint8_t *row, size_t run, float d[2], float m[2])
 {
     const uint8_t *b;
-    *m = 0;
+    m[0] = m[1] = 0;
     switch (type) {
     case TENSOR_Q4_1:
     case TENSOR_Q5_1:
         b = row + run * (type == TENSOR_Q4_1 ? 20 : 24);
         d[0] = d[1] = quants_half(b);
-        *m = quants_half(b + 2);
+        m[0] = m[1] = quants_half(b + 2);
         return;
     case TENSOR_Q4_K:
     case TENSOR_Q5_K: {
@@ -126,9 +130,17 @@ INLINE void quants_scales(enum tensor_type type, const uint8_t *row, size_t run,
         uint8_t scale, min;
         quants_k_scale(b + 4, (int)(run % 8), &scale, &min);
         d[0] = d[1] = quants_half(b) * (float)scale;
-        *m = -(quants_half(b + 2) * (float)min);
+        m[0] = m[1] = -(quants_half(b + 2) * (float)min);
         return;
     }
+    case TENSOR_Q2_K:
+        b = row + run / 8 * 84;
+        for (int half = 0; half < 2; half++) {
+            const uint8_t packed = b[run % 8 * 2 + (size_t)half];
+            d[half] = quants_half(b + 80) * (float)(packed & 15);
+            m[half] = -(quants_half(b + 82) * (float)(packed >> 4));
+        }
+        return;
     case TENSOR_Q6_K: {
         b = row + run / 8 * 210;
         const int8_t *s = (const int8_t *)b + 192 + run % 8 * 2;

@@ -11,7 +11,7 @@ size_t gemm_thread_bytes(int32_t k)
     size_t depth = (size_t)(k < GEMM_DEPTH ? k : GEMM_DEPTH) + 32;
     size_t tile = (size_t)16 * (GEMM_TILE + 16) * sizeof(float);
     depth += GEMM_LOW_RANK_MAX + 16;
-    return align64(tile + depth * GEMM_COLUMNS * sizeof(float));
+    return align64(tile + depth * GEMM_COLUMNS_MAX * sizeof(float));
 }
 
 static size_t rounded_scales(int32_t m, int32_t k)
@@ -33,10 +33,10 @@ size_t kernels_linear_scratch(int threads, int32_t m, int32_t out, int32_t in)
  * transposed, and two squares of probabilities. */
 static size_t attention_thread_bytes(int32_t segment_rows, int32_t head_size)
 {
-    const size_t rows = ((size_t)segment_rows + GEMM_COLUMNS) & ~(size_t)(GEMM_COLUMNS - 1);
+    const size_t rows = ((size_t)segment_rows + GEMM_COLUMNS_MAX) & ~(size_t)(GEMM_COLUMNS_MAX - 1);
     const size_t d = (size_t)head_size + 16, chunk = (size_t)attention_chunk_rows(head_size);
     const size_t forward = rows * d + rows * ATTENTION_ROWS;
-    const size_t backward = (2 * (chunk + GEMM_COLUMNS) + 2 * chunk) * d + 2 * chunk + 2 * ATTENTION_KEYS * chunk;
+    const size_t backward = (2 * (chunk + GEMM_COLUMNS_MAX) + 2 * chunk) * d + 2 * chunk + 2 * ATTENTION_KEYS * chunk;
     return align64((forward > backward ? forward : backward) * sizeof(float)) + 1024;
 }
 

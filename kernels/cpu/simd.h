@@ -19,7 +19,12 @@
 
 #ifdef __AVX512F__
 #define VL 16
-#define GEMM_VECS 4 /* a micro-panel is GEMM_VECS vectors wide: 6 × 4 accumulators of 32 registers */
+/* Tiles of the result that stay in registers, 24 of 32: 8 rows of 3 vectors for weights, whose panels come from the
+ * second cache, and 6 × 4 for attention, whose heads are multiples of 64 wide. */
+#define GEMM_ROWS 8
+#define GEMM_VECS 3
+#define GEMM_COLUMNS 48
+#define WIDE_VECS 4
 typedef __m512 vec;
 typedef __mmask16 vmask;
 INLINE vec vec_zero(void)
@@ -115,7 +120,10 @@ INLINE void vec_from_s8(__m128i bytes, vec out[1])
 }
 #else
 #define VL 8
+#define GEMM_ROWS 6 /* 12 of 16 registers */
 #define GEMM_VECS 2
+#define GEMM_COLUMNS 64
+#define WIDE_VECS 2
 typedef __m256 vec;
 typedef __m256i vmask;
 INLINE vec vec_zero(void)
@@ -214,9 +222,10 @@ INLINE void vec_from_s8(__m128i bytes, vec out[2])
 }
 #endif
 
-#define VECS16 (16 / VL) /* vectors that hold 16 floats */
-#define GEMM_ROWS 6
-#define GEMM_NR (GEMM_VECS * VL)
+#define VECS16 (16 / VL)         /* vectors that hold 16 floats */
+#define GEMM_NR (GEMM_VECS * VL) /* columns of a micro-panel */
+#define WIDE_ROWS 6
+#define WIDE_NR (WIDE_VECS * VL)
 
 /* The sums of four vectors. */
 INLINE void vec_sum4(const vec s[4], float out[4])
@@ -323,7 +332,7 @@ INLINE bool may_round(const struct kernel_run *run)
 
 void ISA(gemm)(const struct kernel_run *run, const struct gemm *g);
 
-/* One thread, one panel: C (m, columns ≤ GEMM_NR) (+)= alpha·A·B with B at b, rows ldb apart, and bias if not NULL. */
+/* One thread, one panel: C (m, columns) (+)= alpha·A·B with B at b, rows ldb apart, and bias if not NULL. */
 struct gemm_panel {
     int32_t m, k, columns;
     const float *a;
@@ -339,16 +348,22 @@ struct gemm_panel {
     const float *thin_a, *thin_b;
     ptrdiff_t thin_row;
 };
-void ISA(gemm_panel)(const struct gemm_panel *g);
+void ISA(gemm_panel)(const struct gemm_panel *g);      /* of up to GEMM_NR columns */
+void ISA(gemm_panel_wide)(const struct gemm_panel *g); /* of up to WIDE_NR columns, and no thin product */
 
-/* Writes rows [0, rows) of src (row j at src + j·stride, k values each) transposed: panel (k, GEMM_NR), rows beyond
+/* Writes rows [0, rows) of src (row j at src + j·stride, k values each) transposed: panel (k, WIDE_NR), rows beyond
  * `rows` zero. panel has room for k rounded up to VL. */
 void ISA(pack_transposed)(const float *src, ptrdiff_t stride, int32_t rows, int32_t k, float *panel);
 
+/* Values [first, first + n) of a row; quantised types need multiples of 16. */
 void ISA(dequantise)(enum tensor_type type, const uint8_t *row, size_t first, size_t n, float *out);
-/* The same values of `rows` rows that are row_bytes apart, to rows of out that are stride floats apart. */
+/* The same of `rows` rows that are row_bytes apart, to rows of out that are stride floats apart. */
 void ISA(dequantise_rows)(enum tensor_type type, const uint8_t *row, ptrdiff_t row_bytes, int32_t rows, size_t first,
                           size_t n, float *out, ptrdiff_t stride);
+/* The same values turned over: VL rows (if `rows` are fewer, the last one again) in the lanes of a vector, one position
+ * each `stride` floats of out. Quantised types only; multiples of 32. */
+void ISA(dequantise_lanes)(enum tensor_type type, const uint8_t *row, ptrdiff_t row_bytes, int32_t rows, size_t first,
+                           size_t n, float *out, ptrdiff_t stride);
 
 /* The operations of this instruction set, for table.c. */
 void ISA(linear_forward)(const struct kernel_run *run, int32_t m, const struct tensor *w, const float *bias,
