@@ -35,6 +35,7 @@ INLINE void micro_f32(const struct gemm_panel *g, int32_t row0, int height, int 
     vmask mask = vec_mask(masked ? g->columns - (nv - 1) * VL : VL);
     const float *b = g->b;
     ptrdiff_t off = 0, a_k = g->a_k, ldb = g->ldb;
+#pragma GCC unroll 2
     for (int32_t k = g->k; k > 0; k--) {
         vec bv[WIDE_VECS];
 #pragma GCC unroll 4
@@ -183,7 +184,7 @@ static void gemm_item(void *ctx, int item, int thread)
     int32_t columns = g->n - n0 < GEMM_COLUMNS ? g->n - n0 : GEMM_COLUMNS;
     int32_t rows = whole || g->m - row0 < job->slice_rows ? g->m - row0 : job->slice_rows;
     float *tile = (float *)(void *)(job->scratch + (size_t)thread * job->thread_bytes);
-    float *panel = tile + VL * (GEMM_TILE + 16);
+    float *panel = tile + GEMM_TILE_FLOATS;
     int32_t kb = job->kb;
     int32_t kc = g->k - kb < GEMM_DEPTH ? g->k - kb : GEMM_DEPTH;
 #ifdef GEMM_ROUNDED

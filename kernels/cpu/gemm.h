@@ -141,6 +141,8 @@ INLINE void pack_rows(const float *src, ptrdiff_t stride, int32_t rows, int32_t 
     }
 }
 
+_Static_assert(VL *(GEMM_TILE + 16) <= GEMM_TILE_FLOATS, "rows to be turned over have room");
+
 /* A (m, k) rounded. */
 struct rounded_rows {
     const uint16_t *values; /* (m, stride), an odd depth's last value paired with zero */

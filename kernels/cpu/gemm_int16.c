@@ -168,24 +168,21 @@ static void pack_transposed(const struct gemm *g, int32_t n0, int32_t columns, i
 void ISA(pack_rounded)(const struct gemm *g, int32_t n0, int32_t columns, int32_t kb, int32_t kc, float *panel,
                        float *tile)
 {
-    enum { WIDTH = 32 };
+    enum { WIDTH = GEMM_COLUMNS };
     if (g->transposed) {
         pack_transposed(g, n0, columns, kb, kc, panel, tile);
         return;
     }
     const ptrdiff_t row_bytes = tensor_row(g->w, 1) - tensor_row(g->w, 0);
-    for (int32_t j = 0; j < columns; j += WIDTH) {
-        const int32_t width = columns - j < WIDTH ? columns - j : WIDTH;
-        if (width < WIDTH)
-            memset(tile, 0, INT16_DEPTH * WIDTH * sizeof *tile);
-        for (int32_t k = 0; k < kc; k += INT16_DEPTH) {
-            const int32_t n = kc - k < INT16_DEPTH ? kc - k : INT16_DEPTH;
-            ISA(dequantise_rows)
-            (g->w->type, tensor_row(g->w, kb + k), row_bytes, n, (size_t)(n0 + j), (size_t)width, tile, WIDTH);
-            float *scales = panel_scales(panel, kc) + k / INT16_DEPTH * GEMM_NR + j;
-            for (int32_t at = 0; at < width; at += 16)
-                pack_columns(tile + at, WIDTH, n, panel + (ptrdiff_t)(k / 2) * GEMM_NR + j + at, scales + at);
-        }
+    if (columns < WIDTH)
+        memset(tile, 0, INT16_DEPTH * WIDTH * sizeof *tile);
+    for (int32_t k = 0; k < kc; k += INT16_DEPTH) {
+        const int32_t n = kc - k < INT16_DEPTH ? kc - k : INT16_DEPTH;
+        ISA(dequantise_rows)
+        (g->w->type, tensor_row(g->w, kb + k), row_bytes, n, (size_t)n0, (size_t)columns, tile, WIDTH);
+        float *scales = panel_scales(panel, kc) + k / INT16_DEPTH * GEMM_NR;
+        for (int32_t at = 0; at < columns; at += 16)
+            pack_columns(tile + at, WIDTH, n, panel + (ptrdiff_t)(k / 2) * GEMM_NR + at, scales + at);
     }
 }
 

@@ -18,6 +18,8 @@
 #define GEMM_LOW_RANK_MAX 128
 /* Values of k that are rounded to integers together; divides GEMM_DEPTH and GEMM_TILE. */
 #define INT16_DEPTH 128
+/* Room for rows before they are turned over, and for a run's depth of a panel's columns before it is rounded. */
+#define GEMM_TILE_FLOATS (INT16_DEPTH * GEMM_COLUMNS_MAX)
 /* Query rows of one block of attention forward; blocks start at the segment, so a row's sums do not depend on its
  * batchmates. */
 #define ATTENTION_ROWS 48

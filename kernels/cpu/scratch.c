@@ -9,9 +9,8 @@ static int32_t larger(int32_t a, int32_t b)
 size_t gemm_thread_bytes(int32_t k)
 {
     size_t depth = (size_t)(k < GEMM_DEPTH ? k : GEMM_DEPTH) + 32;
-    size_t tile = (size_t)16 * (GEMM_TILE + 16) * sizeof(float);
     depth += GEMM_LOW_RANK_MAX + 16;
-    return align64(tile + depth * GEMM_COLUMNS_MAX * sizeof(float));
+    return align64((GEMM_TILE_FLOATS + depth * GEMM_COLUMNS_MAX) * sizeof(float));
 }
 
 static size_t rounded_scales(int32_t m, int32_t k)
