@@ -9,6 +9,8 @@
 
 /* Fewer rows are not worth packing a panel of weights for. */
 #define SLICE_ROWS_MIN 48
+/* Cache lines of the next tile's rows of A to ask for; what follows them the hardware sees coming. */
+#define ROW_AHEAD 2
 
 struct job {
     const struct gemm *g;
@@ -28,6 +30,12 @@ INLINE void micro_f32(const struct gemm_panel *g, int32_t row0, int height, int 
     for (int i = 0; i < height; i++) {
         int32_t row = row0 + i < g->m ? row0 + i : g->m - 1;
         a[i] = g->a + row * g->a_row;
+        if (height == GEMM_ROWS) { /* the next tile's row, where it begins */
+            for (int j = 0; j < ROW_AHEAD; j++)
+                _mm_prefetch((const char *)(a[i] + height * g->a_row + j * 16), _MM_HINT_T0);
+            for (int j = 0; j < nv; j++)
+                _mm_prefetch((const char *)(g->c + (row0 + i) * g->ldc + j * VL), _MM_HINT_T0);
+        }
 #pragma GCC unroll 4
         for (int j = 0; j < nv; j++)
             acc[i][j] = vec_zero();
