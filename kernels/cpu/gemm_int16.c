@@ -14,6 +14,8 @@
 _Static_assert((int64_t)STEPS_A *STEPS_B *INT16_DEPTH < INT32_MAX, "a run's sum overflows");
 /* A run all below this is zeros: its steps' reciprocal might overflow. */
 #define LEAST 1e-30f
+/* Pairs of rows of B that the kernel asks for ahead of their use. */
+#define PAIRS_AHEAD 8
 
 /* The largest magnitude's bits: a NaN's are above infinity's, and both above all numbers'. */
 INLINE __m512i magnitude(__m512 x)
@@ -234,7 +236,7 @@ INLINE void micro(const struct gemm_panel *g, const struct rounded_rows *a, int3
             }
 #pragma GCC unroll 4
             for (int j = 0; j < nv; j++) /* a cache line each; B comes from the second cache */
-                _mm_prefetch((const char *)(b + (ptrdiff_t)GEMM_AHEAD * GEMM_NR + j * VL), _MM_HINT_T0);
+                _mm_prefetch((const char *)(b + (ptrdiff_t)PAIRS_AHEAD * GEMM_NR + j * VL), _MM_HINT_T0);
         }
         /* The integers need all registers: the sums stay in memory, and gcc keeps its hands off both. */
 #pragma GCC unroll 8

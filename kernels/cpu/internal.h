@@ -9,7 +9,7 @@
 /* Depth (k) of a packed panel: a deeper product is summed panel by panel, always at these multiples. */
 #define GEMM_DEPTH 2048
 /* Rows of B that the kernel asks for ahead of its use. */
-#define GEMM_AHEAD 8
+#define GEMM_AHEAD 4
 /* Columns of the result that one work item computes, and of weights packed at once, at most. */
 #define GEMM_COLUMNS_MAX 64
 /* Columns of a row decoded at once while packing. */
