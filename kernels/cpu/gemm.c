@@ -30,7 +30,7 @@ INLINE void micro_f32(const struct gemm_panel *g, int32_t row0, int height, int 
     for (int i = 0; i < height; i++) {
         int32_t row = row0 + i < g->m ? row0 + i : g->m - 1;
         a[i] = g->a + row * g->a_row;
-        if (height == GEMM_ROWS) { /* not attention's: the next tile's row, where it begins, and the result's */
+        if (height == GEMM_ROWS) { /* where the next tile's row begins, and the result's lines */
             for (int j = 0; j < ROW_AHEAD; j++)
                 _mm_prefetch((const char *)(a[i] + height * g->a_row + j * 16), _MM_HINT_T0);
             for (int j = 0; j < nv; j++)
