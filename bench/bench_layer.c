@@ -108,7 +108,7 @@ static void prepare(struct bench *b, int32_t segment)
     uint32_t state = 1;
     size_t weights = (size_t)VOCABULARY * WIDTH / 32 * 34;
     uint8_t *bytes = malloc(weights);
-    size_t head = kernels_head_scratch(pool_threads(b->run.pool), 32, VOCABULARY, WIDTH);
+    size_t head = kernels_head_scratch(pool_threads(b->run.pool), 32, WIDTH);
     size_t linear = kernels_linear_scratch(pool_threads(b->run.pool), b->m, FFN, FFN);
     b->shape = (struct attention_shape){HEADS, KV, HEAD, 0, 0.125f};
     size_t attention = kernels_attention_scratch(pool_threads(b->run.pool), &b->shape, segment, 1);

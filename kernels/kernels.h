@@ -246,7 +246,7 @@ bool MUST_USE kernel_isa_parse(const char *name, enum kernel_isa *ret_isa);
 size_t kernels_linear_scratch(int threads, int32_t m, int32_t out, int32_t in);
 size_t kernels_attention_scratch(int threads, const struct attention_shape *shape, int32_t segment_rows_max,
                                  int32_t decode_length_max);
-size_t kernels_head_scratch(int threads, int32_t label_rows, int32_t vocabulary, int32_t in);
+size_t kernels_head_scratch(int threads, int32_t label_rows, int32_t in);
 
 /* table (positions, rotated/2, 2): cos and sin of position·base^(−2i/rotated)/scale. factors (rotated/2) divides each
  * frequency (llama 3's rope_freqs tensor), or NULL. Computed in double. */

@@ -130,7 +130,7 @@ static int cpu_reserve(struct backend *be, const struct backend_needs *n, struct
     size_t thread = n->decode_length > 0 ? 0 : kernels_linear_scratch(1, n->segment_rows, n->width, n->width);
     scratch = larger(scratch, kernels_attention_scratch(threads, &n->shape, n->segment_rows, n->decode_length));
     thread = larger(thread, kernels_attention_scratch(1, &n->shape, n->segment_rows, n->decode_length));
-    scratch = larger(scratch, kernels_head_scratch(threads, n->label_rows, n->vocabulary, n->d_model));
+    scratch = larger(scratch, kernels_head_scratch(threads, n->label_rows, n->d_model));
     uint8_t *block = c->run.scratch;
     int rc = grow(&block, &c->run.scratch_bytes, 1, scratch, err);
     c->run.scratch = block;

@@ -116,13 +116,20 @@ static inline void *scratch_take(uint8_t **next, const uint8_t *end, size_t byte
 
 /* Bytes of one thread's packing buffers for products as deep as k (internal to the linear scratch). */
 size_t gemm_thread_bytes(int32_t k);
-/* Label rows whose logits are held at once. */
-int32_t head_chunk_rows(int32_t label_rows, int32_t vocabulary);
-/* Floats between their rows: not a multiple of a page, or all rows would compete for the same lines of a cache. */
-static inline ptrdiff_t head_row_stride(int32_t vocabulary)
-{
-    return (ptrdiff_t)((vocabulary + 63) & ~63) + 16;
-}
+/* Label rows and words whose logits are held at once: many rows, as each block of words is decoded twice for them, and
+ * whole panels of every table on two threads and runs of INT16_DEPTH. Floats between the rows are no multiple of a
+ * page, or all rows would compete for the same lines of a cache. */
+#define HEAD_ROWS 512
+#define HEAD_WORDS 1920
+#define HEAD_STRIDE (HEAD_WORDS + 16)
+_Static_assert(HEAD_WORDS % INT16_DEPTH == 0 && HEAD_WORDS <= GEMM_DEPTH, "a block of words is one round of a product");
+
+/* What is known of a label row after some blocks of the vocabulary. */
+struct head_row {
+    float top;    /* the largest logit */
+    float others; /* Σ exp(z − top), the target's excepted */
+    float target; /* its logit */
+};
 
 /* Shared by every table. */
 void clip_accumulate(size_t n, const float *g, const struct clip_params *params, int64_t *sum,

@@ -107,32 +107,43 @@ void reference_attention_decode(const struct kernel_run *run, const struct atten
     }
 }
 
+/* The logits are computed twice, so that no row of them is kept. */
 void reference_cross_entropy(const struct kernel_run *run, const struct tensor *w, const struct labels *labels,
                              const float *x, float *losses, float *dx)
 {
-    size_t vocabulary = (size_t)w->out, in = (size_t)w->in;
+    size_t in = (size_t)w->in;
     uint8_t *next = run->scratch, *end = next + run->scratch_bytes;
     float *row = scratch_take(&next, end, in * sizeof(float));
-    float *z = scratch_take(&next, end, vocabulary * sizeof(float));
     for (int32_t l = 0; l < labels->count; l++) {
         const size_t at = (size_t)(labels->rows ? labels->rows[l] : l) * in;
+        const int32_t target = labels->targets[l];
         const float *hidden = x + at;
-        float top = -INFINITY, sum = 0;
-        for (size_t o = 0; o < vocabulary; o++) {
-            tensor_dequantise(w->type, tensor_row(w, (int32_t)o), in, row);
-            z[o] = dot(row, hidden, w->in);
-            top = fmaxf(top, z[o]);
+        float top = -INFINITY, own = 0;
+        double others = 0; /* Σ exp(z − top) without the target */
+        for (int32_t o = 0; o < w->out; o++) {
+            tensor_dequantise(w->type, tensor_row(w, o), in, row);
+            const float z = dot(row, hidden, w->in);
+            if (z > top) {
+                others *= exp((double)top - (double)z);
+                top = z;
+            }
+            if (o == target)
+                own = z;
+            else
+                others += exp((double)z - (double)top);
         }
-        for (size_t o = 0; o < vocabulary; o++)
-            sum += expf(z[o] - top);
-        losses[l] = top - z[labels->targets[l]] + logf(sum);
+        const double sum = others + exp((double)own - (double)top);
+        losses[l] = (float)((double)top - (double)own + log(sum));
+        if (own == top) /* a small one keeps its digits */
+            losses[l] = (float)log1p(others);
         if (!dx)
             continue;
         float *to = dx + at, weight = labels->weights ? labels->weights[l] : 1.0f;
         memset(to, 0, in * sizeof(float));
-        for (size_t o = 0; o < vocabulary; o++) {
-            float d = weight * (expf(z[o] - top) / sum - (o == (size_t)labels->targets[l] ? 1.0f : 0.0f));
-            tensor_dequantise(w->type, tensor_row(w, (int32_t)o), in, row);
+        for (int32_t o = 0; o < w->out; o++) {
+            tensor_dequantise(w->type, tensor_row(w, o), in, row);
+            const double e = o == target ? -others : exp((double)dot(row, hidden, w->in) - (double)top);
+            const float d = weight * (float)(e / sum);
             for (size_t i = 0; i < in; i++)
                 to[i] += d * row[i];
         }

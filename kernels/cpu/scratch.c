@@ -53,28 +53,11 @@ size_t kernels_attention_scratch(int threads, const struct attention_shape *shap
            align64(sums * sizeof(float)) + (decode_length_max > 0 ? decode : 0) + 64;
 }
 
-/* Each chunk decodes all of the head's weights, twice: many rows, but logits of no more than 128 MB. */
-#define HEAD_LOGITS_MAX 33554432
-#define HEAD_ROWS_MAX 512
-#define HEAD_ROWS_MIN 8
-
-int32_t head_chunk_rows(int32_t label_rows, int32_t vocabulary)
+size_t kernels_head_scratch(int threads, int32_t label_rows, int32_t in)
 {
-    int32_t chunk = HEAD_LOGITS_MAX / vocabulary;
-    chunk = chunk < HEAD_ROWS_MIN ? HEAD_ROWS_MIN : chunk > HEAD_ROWS_MAX ? HEAD_ROWS_MAX : chunk;
-    return label_rows < chunk ? label_rows : chunk;
-}
-
-size_t kernels_head_scratch(int threads, int32_t label_rows, int32_t vocabulary, int32_t in)
-{
-    /* Not monotonic in the vocabulary by itself: a larger one means fewer rows; so take the largest product. */
-    const size_t chunk = (size_t)(label_rows < HEAD_ROWS_MAX ? label_rows : HEAD_ROWS_MAX);
-    const size_t stride = (size_t)head_row_stride(vocabulary), least = HEAD_ROWS_MIN * stride;
-    const size_t most = (size_t)HEAD_LOGITS_MAX + (size_t)HEAD_ROWS_MAX * 80, cap = most > least ? most : least;
-    const size_t logits = chunk * stride < cap ? chunk * stride : cap;
-    size_t rows = align64(chunk * (size_t)in * sizeof(float));
-    return rows + align64(logits * sizeof(float)) + 64 +
-           kernels_linear_scratch(threads, (int32_t)chunk, in, in) + /* packing the forward product */
-           (size_t)threads * gemm_thread_bytes(vocabulary) + align64(chunk * ((size_t)vocabulary + 2) * 2) +
-           rounded_scales((int32_t)chunk, vocabulary);
+    const int32_t chunk = label_rows < HEAD_ROWS ? label_rows : HEAD_ROWS;
+    const size_t rows =
+        2 * align64((size_t)chunk * (size_t)in * sizeof(float)) + align64((size_t)chunk * sizeof(struct head_row));
+    return rows + align64((size_t)chunk * HEAD_STRIDE * sizeof(float)) + 64 +
+           kernels_linear_scratch(threads, chunk, HEAD_WORDS, in);
 }

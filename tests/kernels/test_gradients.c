@@ -154,7 +154,7 @@ static void test_head(void)
 {
     struct context c = {.weight = support_floats(VOCABULARY * N), .wanted = 4};
     struct tensor w = {c.weight, TENSOR_F32, VOCABULARY, N};
-    struct kernel_run run = support_run(NULL, kernels_head_scratch(1, 1, VOCABULARY, N));
+    struct kernel_run run = support_run(NULL, kernels_head_scratch(1, 1, N));
     int32_t row = 0, target = 4;
     float *x = support_floats(N), loss, dx[N], weight = 0.7f;
     double wide[N];

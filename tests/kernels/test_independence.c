@@ -40,7 +40,7 @@ static void compute(const struct kernel_ops *ops, enum kernel_precision precisio
     struct attention_shape shape = {HEADS, KV, D, 0, 0.2f};
     size_t bytes = kernels_linear_scratch(threads, m, OUT, IN);
     size_t more = kernels_attention_scratch(threads, &shape, m, 1);
-    size_t head = kernels_head_scratch(threads, m, e->vocabulary.out, IN);
+    size_t head = kernels_head_scratch(threads, m, IN);
     struct kernel_run run = support_run(pool, bytes + more + head);
     run.precision = precision;
     size_t rows = (size_t)m;

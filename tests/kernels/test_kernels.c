@@ -227,12 +227,12 @@ static void check_head(const struct kernel_ops *ops, enum tensor_type type, int3
                        int32_t count)
 {
     const struct kernel_ops *reference = kernels_cpu(KERNEL_SCALAR);
-    struct kernel_run run = support_run(pool, kernels_head_scratch(pool_threads(pool), count, vocabulary, in));
+    struct kernel_run run = support_run(pool, kernels_head_scratch(pool_threads(pool), count, in));
     struct tensor w = support_tensor(type, vocabulary, in);
     size_t n = (size_t)m * (size_t)in;
-    float *x = support_floats(n), *dx = support_floats(n), *want = support_copy(dx, n), *weights = support_floats(300);
-    float losses[300], losses_want[300];
-    int32_t rows[300], targets[300];
+    float *x = support_floats(n), *dx = support_floats(n), *want = support_copy(dx, n), *weights = support_floats(600);
+    float losses[600], losses_want[600];
+    int32_t rows[600], targets[600];
     for (int32_t i = 0; i < count; i++) {
         rows[i] = m - 1 - i;
         targets[i] = (int32_t)(support_bits() % (uint64_t)vocabulary);
@@ -252,12 +252,62 @@ static void check_head(const struct kernel_ops *ops, enum tensor_type type, int3
     free(weights);
 }
 
+/* Labels that are all but certain, in each block of the vocabulary: loss and gradient are small and keep their digits.
+ * Row r of x is sure·W[target], and W's rows are nearly at right angles. */
+static void check_sure_head(const struct kernel_ops *ops, enum kernel_precision precision, double tolerance)
+{
+    enum { WORDS = 4500, IN = 128, ROWS = 6 };
+    const float sure = 0.7f;
+    struct kernel_run run = support_run(pool, kernels_head_scratch(pool_threads(pool), ROWS, IN));
+    run.precision = precision;
+    struct tensor w = support_tensor(TENSOR_F32, WORDS, IN);
+    const float *words = w.data;
+    float *x = support_floats(ROWS * IN), *dx = support_floats(ROWS * IN), losses[ROWS];
+    int32_t targets[ROWS];
+    for (int32_t r = 0; r < ROWS; r++) {
+        targets[r] = r * (WORDS - 1) / (ROWS - 1);
+        for (int32_t i = 0; i < IN; i++)
+            x[r * IN + i] = sure * words[targets[r] * IN + i];
+    }
+    struct labels labels = {.count = ROWS, .targets = targets};
+    ops->cross_entropy(&run, &w, &labels, x, losses, dx);
+    for (int32_t r = 0; r < ROWS; r++) {
+        double gradient[IN] = {0}, others = 0, top = 0, error = 0, size = 0;
+        for (int32_t i = 0; i < IN; i++)
+            top += (double)x[r * IN + i] * (double)words[targets[r] * IN + i];
+        for (int32_t v = 0; v < WORDS; v++) {
+            double z = 0;
+            for (int32_t i = 0; i < IN; i++)
+                z += (double)x[r * IN + i] * (double)words[v * IN + i];
+            const double e = v == targets[r] ? 0 : exp(z - top);
+            others += e;
+            for (int32_t i = 0; i < IN; i++)
+                gradient[i] += e * (double)(words[v * IN + i] - words[targets[r] * IN + i]);
+        }
+        CHECK(others < 1e-5 && others > 1e-30);
+        for (int32_t i = 0; i < IN; i++) {
+            const double want = gradient[i] / (1 + others);
+            error += (want - (double)dx[r * IN + i]) * (want - (double)dx[r * IN + i]);
+            size += want * want;
+        }
+        CHECK(fabs((double)losses[r] - log1p(others)) <= tolerance * log1p(others));
+        CHECK(sqrt(error) <= tolerance * sqrt(size));
+    }
+    free(run.scratch);
+    free((void *)(uintptr_t)w.data);
+    free(x);
+    free(dx);
+}
+
 static void test_head(void)
 {
     FOR_EACH_TABLE(ops)
     {
+        check_sure_head(ops, KERNEL_F32, 1e-4);
+        check_sure_head(ops, KERNEL_BF16, 0.05);
         check_head(ops, TENSOR_F32, 101, 24, 20, 7);
-        check_head(ops, TENSOR_Q8_0, 2500, 64, 220, 201); /* more rows than a chunk, deeper than a panel */
+        check_head(ops, TENSOR_Q8_0, 2500, 64, 560, 530); /* more rows and words than are held at once */
+        check_head(ops, TENSOR_Q4_1, 5001, 96, 9, 9);
         check_head(ops, TENSOR_Q6_K, 300, 256, 5, 5);
     }
 }
