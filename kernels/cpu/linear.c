@@ -136,40 +136,71 @@ void ISA(lora_down_backward)(const struct kernel_run *run, int32_t m, int32_t in
     ISA(gemm)(run, &g);
 }
 
-#define GRAD_ROWS 16
+/*
+ * Gradients: few rows (the rank) times activations or their gradients, (tokens, n) in memory, which to read takes the
+ * time. An item takes up to GRAD_PANELS panels' columns of some tokens, then of the next ones: reads that go along the
+ * rows are faster than down a panel. More rows make it worth to add to the result less often.
+ */
+#define GRAD_PANELS 8
+#define GRAD_ROWS 16 /* of B's gradient at once */
+#define GRAD_TOKENS(rows) ((rows) <= GRAD_ROWS ? 32 : 64)
 
-struct grad_b {
-    int32_t tokens, out, r;
+struct gradient {
+    int32_t tokens, n, r;
     float s;
-    const float *dy, *h;
+    const float *y; /* (tokens, n) */
+    const float *h; /* (tokens, r), h_stride apart */
     int32_t h_stride;
-    float *gb;
+    float *g;
+    int32_t width; /* columns of an item */
 };
 
-/* GEMM_NR outputs: (r, outputs) = hᵀ·dy reads dy once and in its order; turned over as it is added. */
+static void gradient_run(const struct kernel_run *run, struct gradient *j,
+                         void (*item)(void *ctx, int item, int thread))
+{
+    const int32_t panels = (j->n + GEMM_NR - 1) / GEMM_NR, threads = pool_threads(run->pool);
+    const int32_t each = (panels + threads - 1) / threads;
+    j->width = (each < GRAD_PANELS ? each : GRAD_PANELS) * GEMM_NR;
+    pool_run(run->pool, (j->n + j->width - 1) / j->width, item, j);
+}
+
+/* c (rows, end − begin) (+)= s·hᵀ·y of `rows` columns of h from r0 on and columns begin .. end − 1 of y. */
+static void gradient_block(const struct gradient *j, int32_t r0, int32_t rows, int32_t begin, int32_t end, float *c,
+                           ptrdiff_t ldc, bool accumulate)
+{
+    const int32_t tokens = GRAD_TOKENS(rows);
+    for (int32_t t = 0; t < j->tokens; t += tokens) {
+        for (int32_t at = begin; at < end; at += GEMM_NR) {
+            const struct gemm_panel p = {.m = rows,
+                                         .k = j->tokens - t < tokens ? j->tokens - t : tokens,
+                                         .columns = end - at < GEMM_NR ? end - at : GEMM_NR,
+                                         .a = j->h + (ptrdiff_t)t * j->h_stride + r0,
+                                         .a_row = 1,
+                                         .a_k = j->h_stride,
+                                         .b = j->y + (ptrdiff_t)t * j->n + at,
+                                         .ldb = j->n,
+                                         .alpha = j->s,
+                                         .accumulate = accumulate || t > 0,
+                                         .c = c + (at - begin),
+                                         .ldc = ldc};
+            ISA(gemm_panel)(&p);
+        }
+    }
+}
+
+/* g is (n, r): hᵀ·y, which reads y in its order, is turned over as it is added. */
 static void grad_b_item(void *ctx, int item, int thread)
 {
-    const struct grad_b *j = ctx;
-    const int32_t o0 = item * GEMM_NR, columns = j->out - o0 < GEMM_NR ? j->out - o0 : GEMM_NR;
-    float tile[GRAD_ROWS][GEMM_NR];
+    const struct gradient *j = ctx;
+    const int32_t begin = item * j->width, end = j->n - begin < j->width ? j->n : begin + j->width;
+    float tile[GRAD_ROWS][GRAD_PANELS * GEMM_NR];
     (void)thread;
     for (int32_t r0 = 0; r0 < j->r; r0 += GRAD_ROWS) {
         const int32_t rows = j->r - r0 < GRAD_ROWS ? j->r - r0 : GRAD_ROWS;
-        const struct gemm_panel p = {.m = rows,
-                                     .k = j->tokens,
-                                     .columns = columns,
-                                     .a = j->h + r0,
-                                     .a_row = 1,
-                                     .a_k = j->h_stride,
-                                     .b = j->dy + o0,
-                                     .ldb = j->out,
-                                     .alpha = j->s,
-                                     .c = tile[0],
-                                     .ldc = GEMM_NR};
-        ISA(gemm_panel)(&p);
-        for (int32_t o = 0; o < columns; o++)
+        gradient_block(j, r0, rows, begin, end, tile[0], GRAD_PANELS * GEMM_NR, false);
+        for (int32_t o = begin; o < end; o++)
             for (int32_t r = 0; r < rows; r++)
-                j->gb[(ptrdiff_t)(o0 + o) * j->r + r0 + r] += tile[r][o];
+                j->g[(ptrdiff_t)o * j->r + r0 + r] += tile[r][o - begin];
     }
 }
 
@@ -178,15 +209,23 @@ void ISA(lora_grad_b)(const struct kernel_run *run, int32_t t0, int32_t t1, int3
 {
     if (t1 <= t0)
         return;
-    struct grad_b j = {.tokens = t1 - t0,
-                       .out = out,
-                       .r = r,
-                       .s = s,
-                       .dy = dy + (ptrdiff_t)t0 * out,
-                       .h = h + (ptrdiff_t)t0 * h_stride,
-                       .h_stride = h_stride,
-                       .gb = gb};
-    pool_run(run->pool, (out + GEMM_NR - 1) / GEMM_NR, grad_b_item, &j);
+    struct gradient j = {.tokens = t1 - t0,
+                         .n = out,
+                         .r = r,
+                         .s = s,
+                         .y = dy + (ptrdiff_t)t0 * out,
+                         .h = h + (ptrdiff_t)t0 * h_stride,
+                         .h_stride = h_stride,
+                         .g = gb};
+    gradient_run(run, &j, grad_b_item);
+}
+
+static void grad_a_item(void *ctx, int item, int thread)
+{
+    const struct gradient *j = ctx;
+    const int32_t begin = item * j->width, end = j->n - begin < j->width ? j->n : begin + j->width;
+    (void)thread;
+    gradient_block(j, 0, j->r, begin, end, j->g + begin, j->n, true);
 }
 
 void ISA(lora_grad_a)(const struct kernel_run *run, int32_t t0, int32_t t1, int32_t in, int32_t r, const float *dh,
@@ -194,17 +233,13 @@ void ISA(lora_grad_a)(const struct kernel_run *run, int32_t t0, int32_t t1, int3
 {
     if (t1 <= t0)
         return;
-    struct gemm g = {.m = r,
-                     .n = in,
-                     .k = t1 - t0,
-                     .a = dh + (ptrdiff_t)t0 * dh_stride,
-                     .a_row = 1,
-                     .a_k = dh_stride,
-                     .b = x + (ptrdiff_t)t0 * in,
-                     .ldb = in,
-                     .alpha = 1,
-                     .accumulate = true,
-                     .c = ga,
-                     .ldc = in};
-    ISA(gemm)(run, &g);
+    struct gradient j = {.tokens = t1 - t0,
+                         .n = in,
+                         .r = r,
+                         .s = 1,
+                         .y = x + (ptrdiff_t)t0 * in,
+                         .h = dh + (ptrdiff_t)t0 * dh_stride,
+                         .h_stride = dh_stride,
+                         .g = ga};
+    gradient_run(run, &j, grad_a_item);
 }
