@@ -71,6 +71,15 @@ double bench_median(double *values, int count)
     return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
 }
 
+void bench_turn(const struct bench_options *options)
+{
+    char line[8];
+    if (!options->turns)
+        return;
+    if (puts("turn") < 0 || fflush(stdout) != 0 || fgets(line, sizeof line, stdin) == NULL)
+        bench_fail("--turns: nobody gives turns on standard input");
+}
+
 void bench_fail(const char *message)
 {
     fprintf(stderr, "%s\n", message);
@@ -95,6 +104,7 @@ static const char usage_text[] =
     "  --precision P      f32 (default) or bf16 (faster products of less precision, as kernels/kernels.h says)\n"
     "  --isa NAME         at most: scalar, avx2, avx512, avx512-vnni, avx512-bf16\n"
     "  --no-ceiling       do not measure what the machine could do\n"
+    "  --turns            say 'turn' and wait for a line before each sequence or round (bench/in_turns.py)\n"
     "  --json             one JSON object\n";
 
 enum { SHAPE = 256, MODEL, QUANT, THREADS, SEQ, BATCH, RANK, LAYERS, DP, LEVEL, TOKENS, ROUNDS, PRECISION, ISA_NAME };
@@ -115,6 +125,7 @@ static const struct option options_known[] = {
     {"precision", required_argument, NULL, PRECISION},
     {"isa", required_argument, NULL, ISA_NAME},
     {"no-ceiling", no_argument, NULL, 'c'},
+    {"turns", no_argument, NULL, 't'},
     {"json", no_argument, NULL, 'j'},
     {"help", no_argument, NULL, 'h'},
     {NULL, 0, NULL, 0},
@@ -218,6 +229,8 @@ void bench_parse(int argc, char **argv, struct bench_options *options)
             exit(0);
         } else if (c == 'j') {
             options->json = true;
+        } else if (c == 't') {
+            options->turns = true;
         } else if (c == 'c') {
             options->ceiling = false;
         } else if (c == '?') {

@@ -18,7 +18,7 @@ struct bench_options {
     const char *file;      /* a GGUF instead; NULL: none */
     enum tensor_type type; /* of a synthetic model's matrices */
     int threads, seq, batch, rank, layers, tokens, rounds, level;
-    bool dp, ceiling, json;
+    bool dp, ceiling, json, turns;
     enum kernel_precision precision;
     enum kernel_isa isa;
 };
@@ -47,6 +47,9 @@ size_t bench_weight_bytes(const struct model *model);
 size_t bench_peak_rss_bytes(void);
 /* Calls of malloc and its like so far (the programs are linked with --wrap). */
 long bench_allocations(void);
+/* With --turns: says "turn" on standard output, then waits for a line on standard input, so that bench/in_turns.py can
+ * let programs run one at a time. Ends the program when there is no more input. */
+void bench_turn(const struct bench_options *options);
 double bench_median(double *values, int count); /* sorts them */
 void bench_fail(const char *message);           /* prints it and ends the program */
 

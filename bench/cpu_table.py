@@ -18,15 +18,21 @@ import sys
 BEGIN, END = "<!-- cpu:begin -->", "<!-- cpu:end -->"
 
 
-def make_line(part, label, status, out, err):
+def line_of(part, label, status, out, err):
+    """A line of LINES.jsonl from what a program wrote, lines each, and its exit status."""
     line = {"part": part, "label": label}
-    texts = [t for t in open(out, encoding="utf-8", errors="replace") if t.startswith("{")]
-    if status == "0" and texts:
+    texts = [t for t in out if t.startswith("{")]
+    if status == 0 and texts:
         line.update(json.loads(texts[-1]))
     else:
-        reasons = [t.strip() for t in open(err, encoding="utf-8", errors="replace") if t.strip()]
+        reasons = [t.strip() for t in err if t.strip()]
         line["error"] = f"status {status}" + (": " + reasons[-1][:200] if reasons else "")
-    print(json.dumps(line, separators=(",", ":")))
+    return line
+
+
+def make_line(part, label, status, out, err):
+    texts = [open(name, encoding="utf-8", errors="replace").readlines() for name in (out, err)]
+    print(json.dumps(line_of(part, label, int(status), *texts), separators=(",", ":")))
 
 
 def machine():

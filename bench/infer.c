@@ -1,6 +1,6 @@
 /*
  * Inference speed of one sequence: a prompt in one call, then tokens one by one, each with its logits, against what
- * reading the weights and the cache would take at the memory's measured speed.
+ * reading the weights and the cache would take at the memory's speed, measured after each round.
  *
  *     infer [--shape smollm2-135m | --model FILE] [--quant q4_1] [--threads 2] [--seq 512] [--tokens 64]
  *           [--precision bf16] [--json]      --help lists the rest
@@ -28,8 +28,9 @@ struct bench {
     int32_t *ids;
     float *logits;
     double prompt[100], decode[100]; /* seconds of each round */
-    double bandwidth[100];
+    double bandwidth[100];           /* bytes/s that threads read, after each round */
     long allocations;
+    size_t rss;
 };
 
 static void init(struct bench *b)
@@ -60,6 +61,7 @@ static void measure(struct bench *b)
     struct error err = {0};
     const struct bench_options *o = &b->o;
     for (int round = -1; round < o->rounds; round++) { /* one to warm up */
+        bench_turn(o);
         const long before = bench_allocations();
         struct infer_extend prompt = {b->cache, b->ids, o->seq};
         kv_cache_truncate(b->cache, 0);
@@ -78,6 +80,10 @@ static void measure(struct bench *b)
         b->allocations += bench_allocations() - before;
         b->prompt[round] = t1 - t0;
         b->decode[round] = t2 - t1;
+        if (round == 0)
+            b->rss = bench_peak_rss_bytes(); /* before the memory that measures the bandwidth */
+        if (o->ceiling)
+            b->bandwidth[round] = ceiling_read_bandwidth(b->pool);
     }
 }
 
@@ -86,33 +92,27 @@ int main(int argc, char **argv)
     static struct bench b = {.o = BENCH_DEFAULTS};
     bench_parse(argc, argv, &b.o);
     init(&b);
-    if (b.o.ceiling)
-        b.bandwidth[0] = ceiling_read_bandwidth(b.pool);
     measure(&b);
-    const size_t rss = bench_peak_rss_bytes();
-    if (b.o.ceiling) {
-        b.bandwidth[1] = ceiling_read_bandwidth(b.pool);
-        b.bandwidth[0] = (b.bandwidth[0] + b.bandwidth[1]) / 2;
-    }
     const struct model_config *c = &b.m.model->config;
     const double kv = 8.0 * c->layer_count * c->kv_head_count * c->head_size * (b.o.seq + b.o.tokens / 2.0);
     const double bytes = (double)bench_weight_bytes(b.m.model) + kv;
     const double prompt = b.o.seq / bench_median(b.prompt, b.o.rounds);
     const double decode = b.o.tokens / bench_median(b.decode, b.o.rounds);
-    const double fraction = b.o.ceiling ? decode * bytes / b.bandwidth[0] : 0;
+    const double bandwidth = b.o.ceiling ? bench_median(b.bandwidth, b.o.rounds) : 0;
+    const double fraction = b.o.ceiling ? decode * bytes / bandwidth : 0;
     const char *precision = b.o.precision == KERNEL_BF16 ? "bf16" : "f32";
     if (b.o.json)
         printf("{\"program\":\"infer\",\"model\":\"%s\",\"isa\":\"%s\",\"precision\":\"%s\",\"threads\":%d,\"seq\":%d,"
                "\"tokens\":%d,\"prompt_tokens_per_second\":%.2f,\"decode_tokens_per_second\":%.2f,"
                "\"bandwidth_fraction\":%.4f,\"bandwidth_bytes_per_second\":%.0f,\"bytes_per_token\":%.0f,"
                "\"peak_rss_bytes\":%zu,\"allocations\":%ld}\n",
-               b.m.name, b.be->name, precision, b.o.threads, b.o.seq, b.o.tokens, prompt, decode, fraction,
-               b.bandwidth[0], bytes, rss, b.allocations);
+               b.m.name, b.be->name, precision, b.o.threads, b.o.seq, b.o.tokens, prompt, decode, fraction, bandwidth,
+               bytes, b.rss, b.allocations);
     else
         printf("%s, %s, %s, %d threads: prompt of %d %.1f tokens/s, decoding %.1f tokens/s = %.2f of %.1f GB/s; %.0f "
                "MB, %ld allocations\n",
-               b.m.name, b.be->name, precision, b.o.threads, b.o.seq, prompt, decode, fraction, b.bandwidth[0] * 1e-9,
-               (double)rss * 1e-6, b.allocations);
+               b.m.name, b.be->name, precision, b.o.threads, b.o.seq, prompt, decode, fraction, bandwidth * 1e-9,
+               (double)b.rss * 1e-6, b.allocations);
     kv_cache_free(b.cache);
     infer_free(b.infer);
     backend_free(b.be);

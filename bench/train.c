@@ -160,6 +160,7 @@ static void measure(struct bench *b)
     uint64_t state = 3;
     double t0 = 0, t1 = 0, t2 = 0;
     for (int i = -1; i < b->o.batch; i++) { /* one to warm up */
+        bench_turn(&b->o);
         fill_batch(b, &state);
         long before = bench_allocations();
         t0 = now_seconds();

@@ -69,28 +69,40 @@ measure() {
     python3 bench/cpu_table.py --line "$part" "$label" $status "$out/stdout.txt" "$out/stderr.txt" >>"$lines"
 }
 
+# in_turns PART --run LABEL COMMAND... [--run ...]: the same of several programs that take turns.
+in_turns() {
+    local part=$1
+    shift
+    printf '%s\n' "$*" | tee -a "$out/log.txt" >&2
+    "${under[@]}" python3 bench/in_turns.py --part "$part" --lines "$lines" --log "$out/log.txt" "$@"
+}
+
 train=$build/bench/train infer=$build/bench/infer
-sequences=32 steps=4 modes='f32 f32-compile bf16 bf16-compile' precisions='f32 bf16'
+sequences=32 rounds=9 modes='f32 f32-compile bf16 bf16-compile' precisions='f32 bf16'
 grep -qE "avx512_(bf16|vnni)" /proc/cpuinfo || precisions=f32 # training computes float32 then, whatever was asked for
 if [ "$quick" = yes ]; then
-    sequences=4 steps=2 modes='f32 bf16'
+    sequences=4 rounds=3 modes='f32 bf16'
 fi
 
 measure_train() {
-    local precision mode
+    local precision mode steps runs=()
     for precision in $precisions; do
-        measure train "consilium $precision" "$train" --model "$model" --threads "$threads" --batch $sequences \
-            --precision $precision --dp on --json
+        runs+=(--run "consilium $precision" "$train" --model "$model" --threads "$threads" --batch $sequences
+            --precision $precision --dp on --turns --json)
     done
-    [ "$peers" = yes ] || return 0
-    for mode in $modes; do
-        measure train "PyTorch $mode" "$python" bench/peers/cpu_peer.py --threads "$threads" --modes "$mode" \
-            --steps $steps --json
-    done
+    if [ "$peers" = yes ]; then
+        for mode in $modes; do
+            steps=$sequences
+            case $mode in bf16*) steps=$((sequences < 4 ? sequences : 4)) ;; esac # several times slower
+            runs+=(--run "PyTorch $mode" "$python" bench/peers/cpu_peer.py --threads "$threads" --modes "$mode"
+                --steps $steps --turns --json)
+        done
+    fi
+    in_turns train "${runs[@]}"
 }
 
 measure_infer() {
-    local type file precision
+    local type file precision runs
     for type in Q4_1 Q8_0 Q4_K_M; do
         file=$model
         if [ $type != Q4_1 ]; then
@@ -99,12 +111,16 @@ measure_infer() {
             [ -f "$file" ] || "$python" bench/peers/llama_peer.py --quantise $type --from "$model" --to "$file" ||
                 die "llama.cpp made no $type file"
         fi
+        runs=()
         for precision in f32 bf16; do
-            measure infer "$type consilium $precision" "$infer" --model "$file" --threads "$threads" \
-                --precision $precision --json
+            runs+=(--run "$type consilium $precision" "$infer" --model "$file" --threads "$threads"
+                --precision $precision --rounds $rounds --turns --json)
         done
-        [ "$peers" = yes ] || continue
-        measure infer "$type llama.cpp" "$python" bench/peers/llama_peer.py --model "$file" --threads "$threads" --json
+        if [ "$peers" = yes ]; then
+            runs+=(--run "$type llama.cpp" "$python" bench/peers/llama_peer.py --model "$file" --threads "$threads"
+                --rounds $rounds --turns --json)
+        fi
+        in_turns infer "${runs[@]}"
     done
 }
 

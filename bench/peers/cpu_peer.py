@@ -22,6 +22,7 @@ import statistics
 import sys
 import time
 
+import turns
 from gpu_peer import SHAPES, flops_per_token
 
 MODES = ("f32", "f32-compile", "bf16", "bf16-compile")
@@ -74,6 +75,7 @@ def measure(args, shape, mode):
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
     def micro():
+        turns.wait(args)
         ids, targets = (torch.randint(shape.vocabulary, (args.micro, args.seq)) for _ in range(2))
         start = time.perf_counter()
         hidden = base.model(input_ids=ids, use_cache=False).last_hidden_state
@@ -100,6 +102,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4, help="micro-batches that are timed")
     parser.add_argument("--modes", default=",".join(MODES))
+    turns.add_option(parser)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

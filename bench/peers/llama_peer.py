@@ -21,6 +21,8 @@ import time
 
 import llama_cpp as lib
 
+import turns
+
 FILE_TYPES = {"Q4_1": lib.LLAMA_FTYPE_MOSTLY_Q4_1, "Q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0,
               "Q4_K_M": lib.LLAMA_FTYPE_MOSTLY_Q4_K_M}
 
@@ -62,6 +64,7 @@ def measure(args):
     prompt = [rng.randrange(vocabulary) for _ in range(args.seq)]
     prompt_seconds, decode_seconds = [], []
     for _ in range(args.rounds + 1):  # one to warm up
+        turns.wait(args)
         lib.llama_memory_clear(lib.llama_get_memory(context), True)
         start = time.perf_counter()
         decode(context, prompt, 0)
@@ -82,6 +85,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    turns.add_option(parser)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quantise", choices=FILE_TYPES)
     parser.add_argument("--from", dest="source")
