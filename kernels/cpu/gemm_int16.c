@@ -222,6 +222,7 @@ INLINE void micro(const struct gemm_panel *g, const struct rounded_rows *a, int3
 #pragma GCC unroll 4
             for (int j = 0; j < nv; j++)
                 _mm_prefetch((const char *)(g->c + (row0 + i) * g->ldc + j * VL), _MM_HINT_T0);
+#pragma GCC unroll 2
         for (; pair < end; pair++, b += GEMM_NR) {
             __m512i bv[GEMM_VECS];
 #pragma GCC unroll 4
