@@ -2,10 +2,9 @@
 """Turns the lines that scripts/bench.sh cpu gathers into one table with ratios. Standard library only.
 
     cpu_table.py LINES.jsonl [--write docs/performance.md]      prints the table; --write puts it between the markers
-    cpu_table.py --line PART LABEL STATUS STDOUT STDERR         prints a line for LINES.jsonl from a program's output
 
-A line is what bench/train, bench/infer or a program of bench/peers printed with --json, and two keys more: "part" (train,
-infer, scaling) and "label". Instead of figures it may hold "error": why there are none.
+A line, which bench/in_turns.py adds, is what bench/train, bench/infer or a program of bench/peers printed with --json, and
+two keys more: "part" (train, infer, scaling) and "label". Instead of figures it may hold "error": why there are none.
 """
 
 import json
@@ -16,23 +15,6 @@ import subprocess
 import sys
 
 BEGIN, END = "<!-- cpu:begin -->", "<!-- cpu:end -->"
-
-
-def line_of(part, label, status, out, err):
-    """A line of LINES.jsonl from what a program wrote, lines each, and its exit status."""
-    line = {"part": part, "label": label}
-    texts = [t for t in out if t.startswith("{")]
-    if status == 0 and texts:
-        line.update(json.loads(texts[-1]))
-    else:
-        reasons = [t.strip() for t in err if t.strip()]
-        line["error"] = f"status {status}" + (": " + reasons[-1][:200] if reasons else "")
-    return line
-
-
-def make_line(part, label, status, out, err):
-    texts = [open(name, encoding="utf-8", errors="replace").readlines() for name in (out, err)]
-    print(json.dumps(line_of(part, label, int(status), *texts), separators=(",", ":")))
 
 
 def machine():
@@ -125,9 +107,6 @@ def report(lines):
 
 
 def main(args):
-    if args[:1] == ["--line"] and len(args) == 6:
-        make_line(*args[1:])
-        return 0
     if len(args) not in (1, 3) or (len(args) == 3 and args[1] != "--write"):
         print(__doc__, file=sys.stderr)
         return 2

@@ -8,7 +8,7 @@ A program says "turn" on a line of its standard output before each thing that it
 standard input; between its turns it must use no CPU. In each round every program that still runs gets one turn, in the
 order of the command line and in the next round the other way round; one with fewer measurements ends earlier. A
 program's last line that is a JSON object is appended to LINES.jsonl with its part and label (bench/cpu_table.py), or why
-there is none: it failed, or a turn took longer than the limit (600 s).
+there is none: it failed, or a turn took longer than the limit (600 s). A program without --turns is run to its end.
 """
 
 import json
@@ -17,8 +17,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-
-from cpu_table import line_of
 
 
 class Program:
@@ -55,6 +53,17 @@ class Program:
             self.process.wait()
             self.errors.write(f"\nno turn in {self.limit} s\n")
             self.status = 124
+
+    def line(self, part, errors):
+        """What LINES.jsonl gets; errors: the lines of its standard error."""
+        line = {"part": part, "label": self.label}
+        texts = [t for t in self.lines if t.startswith("{")]
+        if self.status == 0 and texts:
+            line.update(json.loads(texts[-1]))
+        else:
+            reasons = [t.strip() for t in errors if t.strip()]
+            line["error"] = f"status {self.status}" + (": " + reasons[-1][:200] if reasons else "")
+        return line
 
     def turn(self):
         try:
@@ -100,7 +109,7 @@ def main(args):
             p.errors.seek(0)
             errors = p.errors.readlines()
             log.write("".join([f"{p.label}: status {p.status}\n", *p.lines, *errors]))
-            line = line_of(options["--part"], p.label, p.status, p.lines, errors)
+            line = p.line(options["--part"], errors)
             lines.write(json.dumps(line, separators=(",", ":")) + "\n")
             print(f"{p.label}: {line.get('error', 'done')}", file=sys.stderr)
     return 0

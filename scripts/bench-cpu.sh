@@ -8,7 +8,7 @@
 #     --no-build       build/release is taken as it is
 #     --no-peers       ours only
 #     --out DIR        where lines.jsonl, table.md and log.txt go, instead of build/release/results-cpu
-#     --under COMMAND  runs every measured program as COMMAND PROGRAM...: taskset -c 0,1, nice, a lock
+#     --under COMMAND  before the command that runs the programs of a table's lines: taskset -c 0,1, nice, a lock
 #     --only PART      train, infer or scaling; lines of an earlier run's other parts in --out are kept
 #     --write          puts the table between the markers of docs/performance.md
 #     $CONSILIUM_PYTHON is an interpreter with torch, transformers, peft and llama_cpp (bench/peers/setup.sh makes one).
@@ -59,18 +59,9 @@ if [ -z "$model" ]; then
 fi
 [ -f "$model" ] || die "no model file $model"
 
-# measure PART LABEL COMMAND...: appends {"part", "label", ...the program's line}, or the reason why there is none.
+# measure PART --run LABEL COMMAND... [--run ...]: appends a line {"part", "label", ...} of each program, those that are
+# given --turns in turn with the others.
 measure() {
-    local part=$1 label=$2 status=0
-    shift 2
-    printf '%s\n' "$*" | tee -a "$out/log.txt" >&2
-    "${under[@]}" timeout 600 "$@" >"$out/stdout.txt" 2>"$out/stderr.txt" || status=$?
-    cat "$out/stdout.txt" "$out/stderr.txt" >>"$out/log.txt"
-    python3 bench/cpu_table.py --line "$part" "$label" $status "$out/stdout.txt" "$out/stderr.txt" >>"$lines"
-}
-
-# in_turns PART --run LABEL COMMAND... [--run ...]: the same of several programs that take turns.
-in_turns() {
     local part=$1
     shift
     printf '%s\n' "$*" | tee -a "$out/log.txt" >&2
@@ -98,7 +89,7 @@ measure_train() {
                 --steps $steps --turns --json)
         done
     fi
-    in_turns train "${runs[@]}"
+    measure train "${runs[@]}"
 }
 
 measure_infer() {
@@ -120,24 +111,24 @@ measure_infer() {
             runs+=(--run "$type llama.cpp" "$python" bench/peers/llama_peer.py --model "$file" --threads "$threads"
                 --rounds $rounds --turns --json)
         fi
-        in_turns infer "${runs[@]}"
+        measure infer "${runs[@]}"
     done
 }
 
 measure_scaling() {
     local n
     for n in 1 2; do
-        measure scaling "threads $n" "$train" --threads $n --batch 4 --json
-        measure scaling "threads $n" "$infer" --threads $n --json
+        measure scaling --run "threads $n" "$train" --threads $n --batch 4 --json
+        measure scaling --run "threads $n" "$infer" --threads $n --json
     done
     for n in 64 128 256 512 1024 2048 4096; do
-        measure scaling "tokens $n" "$train" --threads "$threads" --seq $n --batch $((4096 / n > 16 ? 16 : 4096 / n)) --json
+        measure scaling --run "tokens $n" "$train" --threads "$threads" --seq $n --batch $((4096 / n > 16 ? 16 : 4096 / n)) --json
     done
     for n in 1 5 10 20 30; do
-        measure scaling "layers $n" "$train" --threads "$threads" --layers $n --batch 4 --no-ceiling --json
+        measure scaling --run "layers $n" "$train" --threads "$threads" --layers $n --batch 4 --no-ceiling --json
     done
     for n in 0 1 2; do
-        measure scaling "4 GB, 4096 tokens, level $n" bash -c 'ulimit -v 4194304; exec "$@"' - "$train" \
+        measure scaling --run "4 GB, 4096 tokens, level $n" bash -c 'ulimit -v 4194304; exec "$@"' - "$train" \
             --threads "$threads" --seq 4096 --batch 1 --level $n --no-ceiling --json
     done
 }
@@ -151,7 +142,6 @@ fi
 if [ "$only" = scaling ] || { [ -z "$only" ] && [ "$quick" = no ]; }; then
     measure_scaling
 fi
-rm -f "$out/stdout.txt" "$out/stderr.txt"
 options=()
 [ "$write" = no ] || options=(--write docs/performance.md)
 python3 bench/cpu_table.py "$lines" "${options[@]}" | tee "$out/table.md"

@@ -21,7 +21,7 @@ for i in range(int(turns)):
 if end == "fail":
     sys.exit("it broke")
 if end == "hang":
-    time.sleep(60)
+    time.sleep(600)
 print('{"program":"%s","tokens_per_second":%s}' % (name, turns))
 """
 
@@ -33,7 +33,7 @@ def run(folder, programs, *options):
     command = [sys.executable, sys.argv[1], "--part", "train", "--lines", lines, *options]
     for label, *rest in programs:
         command += ["--run", label, *(rest if len(rest) == 1 else [sys.executable, "-c", PROGRAM, log, *rest])]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, timeout=50)
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, timeout=120)
     with open(log, encoding="utf-8") as order, open(lines, encoding="utf-8") as found:
         return order.read(), [json.loads(line) for line in found]
 
@@ -47,13 +47,18 @@ def main():
         assert all(line["part"] == "train" for line in lines), lines
 
         order, lines = run(folder, [("broken", "a", "1", "fail"), ("none", "/no/such/program"), ("good", "b", "2", ""),
-                                    ("stuck", "c", "1", "hang")], "--limit", "2")
+                                    ("stuck", "c", "1", "hang")], "--limit", "5")
         assert order == "aabbcc" "bb", order
         errors = {line["label"]: line.get("error") for line in lines}
         assert errors["broken"] == "status 1: it broke", errors
         assert errors["none"].startswith("status 127: "), errors
         assert errors["good"] is None, errors
-        assert errors["stuck"].startswith("status 124: no turn in 2"), errors
+        assert errors["stuck"].startswith("status 124: no turn in 5"), errors
+
+        # without turns: to its end; and one that says nothing
+        order, lines = run(folder, [("whole", "a", "0", ""), ("silent", "/bin/true")])
+        assert order == "" and lines[0]["tokens_per_second"] == 0, (order, lines)
+        assert lines[1] == {"part": "train", "label": "silent", "error": "status 0"}, lines
 
     refused = subprocess.run([sys.executable, sys.argv[1], "--part", "train", "--run", "label"], capture_output=True)
     assert refused.returncode == 2, refused
