@@ -43,25 +43,28 @@ ask site-c "$canary 12" >"$work/answer.json"
 equal "the last version" "$(jq -r .consilium.adapter_sha256 "$work/answer.json")" "$(newest demo)"
 equal "it says over HTTP what generate says" "$(jq -r '.choices[0].message.content' "$work/answer.json")" \
     "$(node site-c generate "$canary 12" --max-tokens 8 --format json | jq -r .text)"
-evaluated() { node site-c eval --data "$work/site-c.jsonl" --records 20 --format json "$@" | jq .mean_nll; }
-used=$(evaluated) base=$(evaluated --base)
-ok "and is not the base model" test "$used" != "$base"
-equal "the exported A and B, trained together from here on, score the same" "$(evaluated --adapter "$work/export-4")" "$used"
+scored() { local name=$1; shift; node "$name" eval --data "$work/site-c.jsonl" --records 20 --format json "$@" | jq .mean_nll; }
+used=$(scored site-c)
+ok "and is not the base model" test "$used" != "$(scored site-c --base)"
+equal "the exported A and B, trained together from here on, score the same" "$(scored site-c --adapter "$work/export-4")" "$used"
 
 say "the same weights in the other form"
 other=tiny
 [ $model != tiny ] || other=tiny.gguf
 make_model $other
 sed "s|path: $model|path: $other|; s|\.sock|-other.sock|" "$work/site-c.yaml" >"$work/other.yaml"
+# In float32 the forms differ only by the order of a head's sums (1e-7 measured). Rounded products would add a step of their
+# grid wherever such a difference crosses one: around 4e-6 for these adapters, now and then more than 1e-5.
+for name in site-c other; do { cat "$work/$name.yaml"; echo "device: {precision: f32}"; } >"$work/$name-f32.yaml"; done
 node site-c model export demo 4 "$work/export.gguf" --gguf >/dev/null
-other() { node other eval --data "$work/site-c.jsonl" --records 20 --format json "$@" | jq .mean_nll; }
-close() { jq -ne "($1 - $2) | fabs < 0.00001 * $1"; } # a head's sums are rounded in another order
+close() { jq -ne "($1 - $2) | fabs < 0.000001 * $1"; }
 said() { node "$1" generate "$canary 12" --base --max-tokens 24 --format json | jq .text; }
 equal "it says the same" "$(said other)" "$(said site-c)"
-ok "scores the same" close "$(other --base)" "$base"
-ok "and with the exported adapter, as PEFT" close "$(other --adapter "$work/export-4")" "$used"
-ok "as GGUF" close "$(other --adapter "$work/export.gguf")" "$used"
-equal "and as the first form does with it" "$(evaluated --adapter "$work/export.gguf")" "$used"
+exact=$(scored site-c-f32)
+ok "scores the same" close "$(scored other-f32 --base)" "$(scored site-c-f32 --base)"
+ok "and with the exported adapter, as PEFT" close "$(scored other-f32 --adapter "$work/export-4")" "$exact"
+ok "as GGUF" close "$(scored other-f32 --adapter "$work/export.gguf")" "$exact"
+equal "and as the first form does with it" "$(scored site-c --adapter "$work/export.gguf")" "$used"
 refused 2 'version 4 is for another base model' "but a version is for the form that its job names" node other generate "$canary"
 refused 2 'another base model' "also to evaluate" node other eval --data "$work/site-c.jsonl"
 refused 2 'another base model' "and to export" node other model export demo 4 "$work/export-other"
