@@ -7,6 +7,8 @@
  *     bench_gpu --decode --shape NAME [--base ...] [--context N] [--json]
  *     bench_gpu --ops --shape NAME [--batch B] [--tokens T] [--json]
  *
+ * --brief: small ceilings and few repeats. For tests, which run it on the kernels' host build; its figures say nothing.
+ *
  * With dp on a step is a logical batch of 32 examples, and the same steps without DP are measured in the same run.
  */
 #include "bench/synthetic.h"
@@ -27,10 +29,10 @@ struct settings {
     const struct synthetic_shape *shape;
     const char *base, *labels;
     int batch, tokens, rank, steps, level, context;
-    bool dp, keep_quantised, decode, ops, json, quantise_kv;
+    bool brief, dp, keep_quantised, decode, ops, json, quantise_kv;
 };
 
-enum { OPTION_DECODE = 256, OPTION_OPS, OPTION_KEEP, OPTION_KV };
+enum { OPTION_DECODE = 256, OPTION_OPS, OPTION_KEEP, OPTION_KV, OPTION_BRIEF };
 
 static const struct option options[] = {
     {"shape", required_argument, NULL, 's'},
@@ -43,6 +45,7 @@ static const struct option options[] = {
     {"level", required_argument, NULL, 'v'},
     {"steps", required_argument, NULL, 'n'},
     {"context", required_argument, NULL, 'c'},
+    {"brief", no_argument, NULL, OPTION_BRIEF},
     {"decode", no_argument, NULL, OPTION_DECODE},
     {"ops", no_argument, NULL, OPTION_OPS},
     {"keep-quantised", no_argument, NULL, OPTION_KEEP},
@@ -108,6 +111,9 @@ static void parse(int argc, char **argv, struct settings *s)
         case OPTION_OPS:
             s->ops = true;
             break;
+        case OPTION_BRIEF:
+            s->brief = true;
+            break;
         case OPTION_KEEP:
             s->keep_quantised = true;
             break;
@@ -156,20 +162,23 @@ static struct backend *open_card(const struct settings *s)
 /* --- ceilings ---------------------------------------------------------------------------------------------------- */
 
 /* Seconds of one call, the median of several timed runs of `repeat` calls each. */
-static double time_calls(struct backend *be, int repeat, void (*call)(void *ctx), void *ctx)
+static double time_calls(const struct settings *s, struct backend *be, int repeat, void (*call)(void *ctx), void *ctx)
 {
     double times[7];
-    call(ctx);
-    call(ctx);
+    const int runs = s->brief ? 1 : (int)ARRAY_LEN(times);
+    if (s->brief)
+        repeat = 1;
+    for (int i = s->brief; i < 2; i++)
+        call(ctx);
     wait_for(be);
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < runs; i++) {
         const double start = now_seconds();
         for (int r = 0; r < repeat; r++)
             call(ctx);
         wait_for(be);
         times[i] = (now_seconds() - start) / repeat;
     }
-    return median(times, 7);
+    return median(times, runs);
 }
 
 struct product_call {
@@ -239,10 +248,10 @@ struct ceilings {
     double copy;           /* bytes read and written a second */
 };
 
-static double measure_peak(struct backend *be)
+static double measure_peak(const struct settings *s, struct backend *be)
 {
-    enum { N = 8192 };
-    const size_t values = (size_t)N * N;
+    const int32_t n = s->brief ? 64 : 8192;
+    const size_t values = (size_t)n * (size_t)n;
     struct error err = {0};
     struct linear_group g;
     uint16_t *host = malloc(values * sizeof *host);
@@ -251,13 +260,13 @@ static double measure_peak(struct backend *be)
         abort();
     for (size_t i = 0; i < values; i++)
         host[i] = (uint16_t)((next_random(&state) & 0x80ff) | 0x3c00);
-    const struct tensor w = {host, TENSOR_BF16, N, N}, *const all[1] = {&w};
+    const struct tensor w = {host, TENSOR_BF16, n, n}, *const all[1] = {&w};
     check(be->ops->group_new(be, 1, all, 0, &g, &err), &err);
-    struct product_call p = {.be = be, .g = &g, .m = N, .x = {take(be, values), N}};
+    struct product_call p = {.be = be, .g = &g, .m = n, .x = {take(be, values), n}};
     void *y = take(be, values);
     fill_random(be, p.x.at, values);
     set_outputs(&p, y);
-    const double seconds = time_calls(be, 10, call_product, &p);
+    const double seconds = time_calls(s, be, 10, call_product, &p);
     be->ops->group_free(be, &g);
     be->ops->release(be, p.x.at);
     be->ops->release(be, y);
@@ -266,9 +275,9 @@ static double measure_peak(struct backend *be)
 }
 
 /* The step's products, forward and backward, of one layer and of the head, over their FLOPs; printed one by one. */
-static double measure_products(struct backend *be, const struct placed_model *placed, int32_t m, int layers, bool print)
+static double measure_products(const struct settings *s, struct backend *be, const struct placed_model *placed,
+                               int32_t m)
 {
-    const struct model_config *c = &placed->model->config;
     const struct linear_group *groups[GROUP_COUNT + 1];
     static const char *const names[] = {"qkv", "o", "gate_up", "down", "head"};
     double flops = 0, seconds = 0;
@@ -296,9 +305,9 @@ static double measure_products(struct backend *be, const struct placed_model *pl
                                      .x = {x, groups[i]->in},
                                      .backward = backward == 1};
             set_outputs(&p, y);
-            const double one = time_calls(be, 4, call_product, &p),
-                         times = i == GROUP_COUNT ? (double)m / head_rows : layers;
-            if (print)
+            const double one = time_calls(s, be, 4, call_product, &p),
+                         times = i == GROUP_COUNT ? (double)m / head_rows : placed->model->config.layer_count;
+            if (!s->json)
                 fprintf(stderr, "%-8s %-8s %8.1f us  %6.1f TFLOP/s\n", names[i], backward ? "backward" : "forward",
                         1e6 * one, product_flops(&p) / one / 1e12);
             flops += times * product_flops(&p);
@@ -307,7 +316,6 @@ static double measure_products(struct backend *be, const struct placed_model *pl
     }
     be->ops->release(be, x);
     be->ops->release(be, y);
-    (void)c;
     return flops / seconds;
 }
 
@@ -323,11 +331,11 @@ static void call_copy(void *ctx)
     c->be->ops->copy(c->be, c->to, c->from, c->bytes);
 }
 
-static double measure_copy(struct backend *be)
+static double measure_copy(const struct settings *s, struct backend *be)
 {
-    const size_t values = (size_t)1 << 30;
+    const size_t values = (size_t)1 << (s->brief ? 12 : 30);
     struct copy_call c = {be, take(be, values), take(be, values), values * 2};
-    const double seconds = time_calls(be, 4, call_copy, &c);
+    const double seconds = time_calls(s, be, 4, call_copy, &c);
     be->ops->release(be, c.to);
     be->ops->release(be, c.from);
     return 2.0 * (double)c.bytes / seconds;
@@ -431,8 +439,8 @@ static struct measured measure_steps(struct step *t, bool dp, int micro_batches)
     fill_batch(&t->batch, s, &t->state);
     for (int i = 0; i < 3; i++) /* run, record, replay */
         one_step(t);
-    const int steps =
-        (s->steps + micro_batches - 1) / micro_batches > 2 ? (s->steps + micro_batches - 1) / micro_batches : 3;
+    const int wanted = (s->steps + micro_batches - 1) / micro_batches;
+    const int steps = wanted > 2 || s->brief ? wanted : 3;
     for (int i = 0; i < steps; i++) {
         const double start = now_seconds();
         one_step(t);
@@ -489,9 +497,9 @@ static void bench_train(const struct settings *s, struct backend *be, const stru
     struct step t;
     struct measured off = {0}, on = {0};
     step_init(&t, s, be, model);
-    const struct ceilings c = {
-        measure_peak(be), measure_products(be, t.placed, s->batch * s->tokens, model->config.layer_count, !s->json), 0};
-    const int micro = s->dp ? (LOGICAL_BATCH + s->batch - 1) / s->batch : 1;
+    const struct ceilings c = {measure_peak(s, be), measure_products(s, be, t.placed, s->batch * s->tokens), 0};
+    const int logical = s->brief ? 2 * s->batch : LOGICAL_BATCH;
+    const int micro = s->dp ? (logical + s->batch - 1) / s->batch : 1;
     const double rows = (double)s->batch * s->tokens * micro;
     off = measure_steps(&t, false, micro);
     if (s->dp)
@@ -529,11 +537,12 @@ static void bench_decode(const struct settings *s, struct backend *be, const str
     struct infer *infer = NULL;
     struct kv_cache *cache = NULL;
     struct error err = {0};
-    const int32_t vocabulary = model->config.vocabulary, context = s->context, answer = 128;
+    const int32_t vocabulary = model->config.vocabulary, context = s->context, answer = s->brief ? 4 : 128;
     int32_t *ids = calloc((size_t)context, sizeof *ids);
     float *logits = calloc((size_t)vocabulary, sizeof *logits);
     uint64_t state = 5;
     double times[5], prefill[5];
+    const int repeats = s->brief ? 1 : (int)ARRAY_LEN(times);
     const struct infer_options infer_options = {.backend = be, .rows_max = 512, .context_max = context + answer + 1};
     if (!ids || !logits)
         abort();
@@ -541,7 +550,7 @@ static void bench_decode(const struct settings *s, struct backend *be, const str
         ids[i] = (int32_t)(next_random(&state) % (uint32_t)vocabulary);
     check(infer_new(&infer_options, model, &infer, &err), &err);
     check(kv_cache_new(be, model, context + answer + 1, &cache, &err), &err);
-    for (int repeat = 0; repeat < 5; repeat++) {
+    for (int repeat = 0; repeat < repeats; repeat++) {
         kv_cache_truncate(cache, 0);
         const struct infer_extend prompt = {cache, ids, context};
         const double start = now_seconds();
@@ -558,7 +567,7 @@ static void bench_decode(const struct settings *s, struct backend *be, const str
         times[repeat] = (now_seconds() - began) / answer;
         prefill[repeat] = began - start;
     }
-    const double token = median(times, 5), prompt = median(prefill, 5);
+    const double token = median(times, repeats), prompt = median(prefill, repeats);
     if (s->json)
         printf(
             "{\"program\":\"bench_gpu\",\"kind\":\"decode\",\"shape\":\"%s\",\"base\":\"%s\",\"batch\":1,"
@@ -586,7 +595,7 @@ struct layer_bench {
     struct attention_shape shape;
     int32_t m, rank, examples;
     struct rows x, add, xn, dxn, q, k, v, dq, dk, dv, o, do_, gate, up, act, dact, hidden, dhidden;
-    float *rstd, *lse, *losses, *gradients, *weights;
+    float *rstd, *rstd_heads, *lse, *losses, *gradients, *weights;
     int32_t *ints; /* positions, then targets */
     size_t stride;
     int64_t *sum;
@@ -598,6 +607,8 @@ struct layer_bench {
 enum {
     OP_NORM_F,
     OP_NORM_B,
+    OP_HEADS_F,
+    OP_HEADS_B,
     OP_ROPE,
     OP_ATTENTION_F,
     OP_ATTENTION_B,
@@ -626,6 +637,8 @@ enum {
 
 static const char *const op_names[OP_COUNT] = {"norm",
                                                "norm backward",
+                                               "norms of heads",
+                                               "norms of heads backward",
                                                "rope",
                                                "attention",
                                                "attention backward",
@@ -656,8 +669,7 @@ static void call_op(void *ctx)
     struct backend *be = b->be;
     const struct model_config *c = b->c;
     static const uint8_t key[32] = {9};
-    const struct rows none = {NULL, 0};
-    const float *gain = b->placed->layers[0].attn_norm;
+    const struct placed_layer *layer = &b->placed->layers[0];
     const struct rows qkv[3] = {b->q, b->k, b->v}, dqkv[3] = {b->dq, b->dk, b->dv}, up[2] = {b->gate, b->up};
     const int32_t heads = c->head_count * c->head_size, kv = c->kv_head_count * c->head_size;
     const struct placed_labels labels = {b->m, b->ints + b->m, b->weights};
@@ -666,10 +678,22 @@ static void call_op(void *ctx)
     struct gaussian gaussian;
     switch (b->op) {
     case OP_NORM_F:
-        be->ops->norm_forward(be, b->m, c->d_model, c->norm_eps, gain, b->x, b->add, b->xn, b->rstd);
+        be->ops->norm_forward(be, b->m, c->d_model, c->norm_eps, layer->attn_norm, b->x, b->add, b->xn, b->rstd);
         break;
     case OP_NORM_B:
-        be->ops->norm_backward(be, b->m, c->d_model, gain, b->x, b->rstd, b->dxn, b->dhidden, true);
+        be->ops->norm_backward(be, b->m, c->d_model, layer->attn_norm, b->x, b->rstd, b->dxn, b->dhidden, true);
+        break;
+    case OP_HEADS_F:
+        be->ops->head_norm_forward(be, b->m, c->head_count, c->head_size, c->norm_eps, layer->q_norm, b->q, b->o,
+                                   b->rstd_heads);
+        be->ops->head_norm_forward(be, b->m, c->kv_head_count, c->head_size, c->norm_eps, layer->k_norm, b->k, b->do_,
+                                   b->rstd_heads);
+        break;
+    case OP_HEADS_B:
+        be->ops->head_norm_backward(be, b->m, c->head_count, c->head_size, layer->q_norm, b->q, b->rstd_heads, b->o,
+                                    b->o);
+        be->ops->head_norm_backward(be, b->m, c->kv_head_count, c->head_size, layer->k_norm, b->k, b->rstd_heads,
+                                    b->do_, b->do_);
         break;
     case OP_ROPE:
         layer_rope(&b->compute, 0, b->m, b->ints, false, b->q, b->k);
@@ -682,10 +706,10 @@ static void call_op(void *ctx)
                                     b->dk, b->dv);
         break;
     case OP_GATE_F:
-        be->ops->gated_forward(be, b->m, c->d_ff, GATE_SILU, b->gate, b->up, b->act);
+        be->ops->gated_forward(be, b->m, c->d_ff, c->gate, b->gate, b->up, b->act);
         break;
     case OP_GATE_B:
-        be->ops->gated_backward(be, b->m, c->d_ff, GATE_SILU, b->gate, b->up, b->dact);
+        be->ops->gated_backward(be, b->m, c->d_ff, c->gate, b->gate, b->up, b->dact);
         break;
     case OP_QKV_F:
         group_forward(&b->compute, 0, GROUP_QKV, b->m, b->xn, qkv, rows_from(be, b->xn, c->d_model));
@@ -729,7 +753,7 @@ static void call_op(void *ctx)
                         rows_from(be, b->dhidden, c->d_model), b->act, b->gradients, b->stride);
         break;
     case OP_EMBED:
-        be->ops->embed(be, b->m, &b->placed->embedding, b->ints, 1, b->x);
+        be->ops->embed(be, b->m, &b->placed->embedding, b->ints, model_embedding_scale(c), b->x);
         break;
     case OP_HEAD:
         be->ops->cross_entropy(be, &b->placed->head, &labels, b->hidden, b->losses, b->dxn);
@@ -753,7 +777,6 @@ static void call_op(void *ctx)
     default:
         break;
     }
-    (void)none;
 }
 
 /* Floating-point operations and bytes (each input read once, each output written once) of an operation. */
@@ -763,7 +786,8 @@ static void op_cost(const struct layer_bench *b, int op, double *flops, double *
     const double m = b->m, d = c->d_model, ff = c->d_ff, heads = c->head_count * c->head_size,
                  kv = c->kv_head_count * c->head_size, r = b->rank, vocabulary = c->vocabulary;
     const double tokens = m / b->examples, p = (double)b->lora->trained_count, e = b->examples;
-    const double ins[4] = {d, heads, d, ff}, outs[4] = {heads + 2 * kv, d, 2 * ff, d}, ranks[4] = {3 * r, r, 2 * r, r};
+    const double ins[4] = {d, heads, d, ff}, outs[4] = {heads + 2 * kv, d, 2 * ff, d};
+    const double ranks[4] = {3 * r, r, group_size(c, GROUP_GATE_UP) * r, r};
     *flops = 0;
     *bytes = 0;
     switch (op) {
@@ -771,8 +795,12 @@ static void op_cost(const struct layer_bench *b, int op, double *flops, double *
     case OP_NORM_B:
         *bytes = 4 * 2 * m * d;
         return;
+    case OP_HEADS_F:
+    case OP_HEADS_B:
+        *bytes = (op == OP_HEADS_F ? 2 : 3) * 2 * m * (heads + kv) + 4 * m * (heads + kv) / c->head_size;
+        return;
     case OP_ROPE:
-        *bytes = 2 * 2 * m * (heads + kv);
+        *bytes = 2 * 2 * m * (heads + kv) * model_rotated(c) / c->head_size;
         return;
     case OP_ATTENTION_F:
         *flops = 2 * tokens * heads * m;
@@ -836,7 +864,7 @@ static void bench_ops(const struct settings *s, struct backend *be, const struct
     const struct model_config *c = &model->config;
     const int32_t m = s->batch * s->tokens, heads = c->head_count * c->head_size, kv = c->kv_head_count * c->head_size;
     step_init(&t, s, be, model);
-    const struct ceilings top = {measure_peak(be), 0, measure_copy(be)};
+    const struct ceilings top = {measure_peak(s, be), 0, measure_copy(s, be)};
     struct layer_bench b = {.be = be,
                             .c = c,
                             .placed = t.placed,
@@ -877,20 +905,17 @@ static void bench_ops(const struct settings *s, struct backend *be, const struct
     b.act = take_rows(be, m, c->d_ff, s->rank);
     b.dact = take_rows(be, m, c->d_ff, 0);
     b.rstd = take(be, 2 * (size_t)m);
+    b.rstd_heads = take(be, 2 * (size_t)m * (size_t)c->head_count);
     b.losses = take(be, 2 * (size_t)m);
     b.weights = take(be, 2 * (size_t)m);
     b.lse = take(be, 2 * (size_t)m * (size_t)c->head_count);
     b.ints = take(be, 4 * (size_t)m);
     b.stride = (t.n + 63) / 64 * 64;
     b.gradients = take(be, 2 * b.stride * (size_t)(s->batch > 3 ? s->batch : 3));
-    float *table = malloc((size_t)s->tokens * (size_t)c->head_size * sizeof *table);
     int32_t *ints = malloc(2 * (size_t)m * sizeof *ints), *offsets = malloc(((size_t)s->batch + 1) * sizeof *offsets);
-    if (!table || !ints || !offsets)
+    if (!ints || !offsets)
         abort();
-    kernels_rope_table(s->tokens, c->head_size, c->rope_base, c->rope_scale, NULL, table);
-    void *rope = take(be, 2 * (size_t)s->tokens * (size_t)c->head_size);
-    be->ops->upload(be, rope, table, (size_t)s->tokens * (size_t)c->head_size * sizeof *table);
-    b.compute.rope = rope;
+    check(place_rope_table(&b.compute, model, s->tokens, take(be, 2 * rope_table_floats(c, s->tokens)), &err), &err);
     for (int32_t i = 0; i < m; i++) {
         ints[i] = i % s->tokens;
         ints[m + i] = i % c->vocabulary;
@@ -909,9 +934,11 @@ static void bench_ops(const struct settings *s, struct backend *be, const struct
     load_lora(&b.compute);
     for (b.op = 0; b.op < OP_COUNT; b.op++) {
         double flops, bytes;
+        if (!c->qk_norm && (b.op == OP_HEADS_F || b.op == OP_HEADS_B))
+            continue;
         op_cost(&b, b.op, &flops, &bytes);
         const double floor = flops / top.peak > bytes / top.copy ? flops / top.peak : bytes / top.copy;
-        const double seconds = time_calls(be, 5, call_op, &b);
+        const double seconds = time_calls(s, be, 5, call_op, &b);
         if (s->json)
             printf("%s{\"name\":\"%s\",\"floor_us\":%.2f,\"measured_us\":%.2f,\"flops\":%.4e,\"bytes\":%.4e}",
                    b.op ? "," : "", op_names[b.op], 1e6 * floor, 1e6 * seconds, flops, bytes);

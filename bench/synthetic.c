@@ -18,8 +18,7 @@ uint32_t next_random(uint64_t *state)
     return (uint32_t)(*state >> 32);
 }
 
-/* GLM-4-9B is taken as a llama: without its biases of q, k and v, its rotation of only half of each head, and its norms
- * behind attention and feed-forward. Llama 3.2 comes without its stretched rotary frequencies. */
+/* Llama 3.2 comes without its stretched rotary frequencies. The tiny ones are for tests. */
 static const struct synthetic_shape shapes[] = {
     {.name = "smollm2-135m",
      .config = {.architecture = MODEL_LLAMA,
@@ -52,7 +51,7 @@ static const struct synthetic_shape shapes[] = {
                 .norm_eps = 1e-5f},
      .tied = true},
     {.name = "glm-4-9b",
-     .config = {.architecture = MODEL_LLAMA,
+     .config = {.architecture = MODEL_GLM4,
                 .layer_count = 40,
                 .d_model = 4096,
                 .head_count = 32,
@@ -64,25 +63,125 @@ static const struct synthetic_shape shapes[] = {
                 .rope_order = ROPE_NORM,
                 .rope_base = 10000,
                 .rope_scale = 1,
+                .rotated = 64,
+                .qkv_bias = true,
+                .post_norms = true,
+                .fused_gate_up = true,
                 .norm_eps = 1e-5f},
      .tied = false},
-    {.name = "tiny", /* for tests */
+    {.name = "qwen3-0.6b",
+     .config = {.architecture = MODEL_QWEN3,
+                .layer_count = 28,
+                .d_model = 1024,
+                .head_count = 16,
+                .kv_head_count = 8,
+                .head_size = 128,
+                .d_ff = 3072,
+                .vocabulary = 151936,
+                .context_length = 40960,
+                .rope_order = ROPE_NEOX,
+                .rope_base = 1000000,
+                .rope_scale = 1,
+                .qk_norm = true,
+                .norm_eps = 1e-6f},
+     .tied = true},
+    {.name = "gemma-3-270m",
+     .config = {.architecture = MODEL_GEMMA3,
+                .layer_count = 18,
+                .d_model = 640,
+                .head_count = 4,
+                .kv_head_count = 1,
+                .head_size = 256,
+                .d_ff = 2048,
+                .vocabulary = 262144,
+                .context_length = 32768,
+                .rope_order = ROPE_NEOX,
+                .rope_base = 1000000,
+                .rope_scale = 1,
+                .window = 512,
+                .window_period = 6,
+                .rope_base_sliding = 10000,
+                .gate = GATE_GELU_TANH,
+                .embedding_scale = 25.298221281347036,
+                .qk_norm = true,
+                .post_norms = true,
+                .norm_eps = 1e-6f},
+     .tied = true},
+    {.name = "tiny",
      .config = {.architecture = MODEL_LLAMA,
                 .layer_count = 2,
-                .d_model = 256,
-                .head_count = 4,
-                .kv_head_count = 2,
+                .d_model = 128,
+                .head_count = 2,
+                .kv_head_count = 1,
                 .head_size = 64,
-                .d_ff = 512,
-                .vocabulary = 1024,
+                .d_ff = 256,
+                .vocabulary = 256,
                 .context_length = 512,
                 .rope_order = ROPE_NORM,
                 .rope_base = 10000,
                 .rope_scale = 1,
                 .norm_eps = 1e-5f},
      .tied = false},
+    {.name = "tiny-glm4",
+     .config = {.architecture = MODEL_GLM4,
+                .layer_count = 2,
+                .d_model = 128,
+                .head_count = 2,
+                .kv_head_count = 1,
+                .head_size = 64,
+                .d_ff = 256,
+                .vocabulary = 256,
+                .context_length = 512,
+                .rope_order = ROPE_NORM,
+                .rope_base = 10000,
+                .rope_scale = 1,
+                .rotated = 32,
+                .qkv_bias = true,
+                .post_norms = true,
+                .fused_gate_up = true,
+                .norm_eps = 1e-5f},
+     .tied = false},
+    {.name = "tiny-qwen3",
+     .config = {.architecture = MODEL_QWEN3,
+                .layer_count = 2,
+                .d_model = 128,
+                .head_count = 2,
+                .kv_head_count = 1,
+                .head_size = 128,
+                .d_ff = 256,
+                .vocabulary = 256,
+                .context_length = 512,
+                .rope_order = ROPE_NEOX,
+                .rope_base = 10000,
+                .rope_scale = 1,
+                .qk_norm = true,
+                .norm_eps = 1e-6f},
+     .tied = true},
+    {.name = "tiny-gemma3",
+     .config = {.architecture = MODEL_GEMMA3,
+                .layer_count = 2,
+                .d_model = 128,
+                .head_count = 2,
+                .kv_head_count = 1,
+                .head_size = 256,
+                .d_ff = 256,
+                .vocabulary = 256,
+                .context_length = 512,
+                .rope_order = ROPE_NEOX,
+                .rope_base = 10000,
+                .rope_scale = 1,
+                .window = 32,
+                .window_period = 2,
+                .rope_base_sliding = 10000,
+                .gate = GATE_GELU_TANH,
+                .embedding_scale = 11.313708498984761,
+                .qk_norm = true,
+                .post_norms = true,
+                .norm_eps = 1e-6f},
+     .tied = true},
 };
-const char synthetic_shape_names[] = "smollm2-135m llama-3.2-1b glm-4-9b tiny";
+const char synthetic_shape_names[] =
+    "smollm2-135m llama-3.2-1b glm-4-9b qwen3-0.6b gemma-3-270m tiny tiny-glm4 tiny-qwen3 tiny-gemma3";
 
 const struct synthetic_shape *synthetic_shape_find(const char *name)
 {
@@ -152,11 +251,14 @@ static struct tensor random_tensor(uint8_t **cursor, enum tensor_type wanted, in
     return t;
 }
 
-static struct tensor ones(uint8_t **cursor, int32_t n)
+/* A gain or a bias: `value`, and none if n is 0. */
+static struct tensor vector_of(uint8_t **cursor, int32_t n, float value)
 {
     struct tensor t = {*cursor, TENSOR_F32, 1, n};
+    if (n == 0)
+        return (struct tensor){0};
     for (int32_t i = 0; i < n; i++)
-        ((float *)(void *)*cursor)[i] = 1.0f;
+        ((float *)(void *)*cursor)[i] = value;
     *cursor += tensor_bytes(TENSOR_F32, 1, n);
     return t;
 }
@@ -164,26 +266,36 @@ static struct tensor ones(uint8_t **cursor, int32_t n)
 static void fill_layer(struct model_layer *l, const struct model_config *c, enum tensor_type type, uint8_t **cursor,
                        uint64_t *state)
 {
-    const int32_t d = c->d_model, ff = c->d_ff, heads = c->head_count * c->head_size;
-    const int32_t kv = c->kv_head_count * c->head_size;
-    l->attn_norm = ones(cursor, d);
+    const int32_t d = c->d_model, heads = c->head_count * c->head_size, kv = c->kv_head_count * c->head_size;
+    const int32_t head_norm = c->qk_norm ? c->head_size : 0, post = c->post_norms ? d : 0;
+    l->attn_norm = vector_of(cursor, d, 1);
     l->q = random_tensor(cursor, type, heads, d, state);
     l->k = random_tensor(cursor, type, kv, d, state);
     l->v = random_tensor(cursor, type, kv, d, state);
+    l->q_bias = vector_of(cursor, c->qkv_bias ? heads : 0, 0.02f);
+    l->k_bias = vector_of(cursor, c->qkv_bias ? kv : 0, 0.02f);
+    l->v_bias = vector_of(cursor, c->qkv_bias ? kv : 0, 0.02f);
+    l->q_norm = vector_of(cursor, head_norm, 1);
+    l->k_norm = vector_of(cursor, head_norm, 1);
     l->o = random_tensor(cursor, type, d, heads, state);
-    l->ffn_norm = ones(cursor, d);
-    l->gate = random_tensor(cursor, type, ff, d, state);
-    l->up = random_tensor(cursor, type, ff, d, state);
-    l->down = random_tensor(cursor, type, d, ff, state);
+    l->attn_post_norm = vector_of(cursor, post, 1);
+    l->ffn_norm = vector_of(cursor, d, 1);
+    if (!c->fused_gate_up)
+        l->gate = random_tensor(cursor, type, c->d_ff, d, state);
+    l->up = random_tensor(cursor, type, c->fused_gate_up ? 2 * c->d_ff : c->d_ff, d, state);
+    l->down = random_tensor(cursor, type, d, c->d_ff, state);
+    l->ffn_post_norm = vector_of(cursor, post, 1);
 }
 
-/* What fill_layer takes. */
+/* At least what fill_layer takes. */
 static size_t layer_bytes(const struct model_config *c, enum tensor_type type)
 {
     const int32_t d = c->d_model, ff = c->d_ff, heads = c->head_count * c->head_size;
     const int32_t kv = c->kv_head_count * c->head_size;
-    return 2 * tensor_bytes(TENSOR_F32, 1, d) + tensor_bytes(type, heads, d) + 2 * tensor_bytes(type, kv, d) +
-           tensor_bytes(type, d, heads) + 2 * tensor_bytes(type, ff, d) + tensor_bytes(type, d, ff);
+    const size_t vectors = 4 * tensor_bytes(TENSOR_F32, 1, d) + 2 * tensor_bytes(TENSOR_F32, 1, c->head_size) +
+                           tensor_bytes(TENSOR_F32, 1, heads) + 2 * tensor_bytes(TENSOR_F32, 1, kv);
+    return vectors + tensor_bytes(type, heads, d) + 2 * tensor_bytes(type, kv, d) + tensor_bytes(type, d, heads) +
+           2 * tensor_bytes(type, ff, d) + tensor_bytes(type, d, ff);
 }
 
 void synthetic_init_shape(struct synthetic *s, const struct synthetic_shape *shape, enum tensor_type matrices)
@@ -202,7 +314,7 @@ void synthetic_init_shape(struct synthetic *s, const struct synthetic_shape *sha
     if (!cursor)
         fail("no memory for a synthetic model");
     s->model.token_embd = random_tensor(&cursor, embedding, c->vocabulary, c->d_model, &state);
-    s->model.output_norm = ones(&cursor, c->d_model);
+    s->model.output_norm = vector_of(&cursor, c->d_model, 1);
     for (int32_t i = 0; i < c->layer_count; i++)
         if (i > 0 && shared)
             s->model.layers[i] = s->model.layers[0];

@@ -4,7 +4,7 @@
 #     On a machine with an NVIDIA GPU, the CUDA toolkit, a C compiler, CMake and Python: checks the kernels first, then
 #     measures training and decoding on three shapes (smollm2-135m llama-3.2-1b glm-4-9b) against PyTorch + PEFT.
 #     --quick          two shapes, fewer steps, no CUDA graph of the peer's
-#     --shapes "A B"   only these
+#     --shapes "A B"   these instead; qwen3-0.6b and gemma-3-270m too
 #     --no-build       what is in the build folder is taken as it is
 #     --build-dir DIR  instead of build/gpu
 #     --out DIR        where result.json, table.txt, lines.jsonl and log.txt go, instead of the build folder's results/
@@ -40,8 +40,9 @@ while [ $# -gt 0 ]; do
     *) die "unknown argument $1; see --help" ;;
     esac
 done
-declare -A batch=([smollm2-135m]=32 [llama-3.2-1b]=4 [glm-4-9b]=2 [tiny]=2)
-declare -A tokens=([smollm2-135m]=512 [llama-3.2-1b]=2048 [glm-4-9b]=2048 [tiny]=64)
+declare -A batch=([smollm2-135m]=32 [llama-3.2-1b]=4 [glm-4-9b]=2 [qwen3-0.6b]=8 [gemma-3-270m]=32 [tiny]=2)
+declare -A tokens=([smollm2-135m]=512 [llama-3.2-1b]=2048 [glm-4-9b]=2048 [qwen3-0.6b]=2048
+    [gemma-3-270m]=512 [tiny]=64)
 modes=eager,compile,graph steps=20 peer_options=()
 if [ "$quick" = yes ]; then
     modes=eager,compile steps=8 peer_options=(--seconds 2 --gemm-seconds 0.1)

@@ -45,11 +45,14 @@ class Shape:
     rope_base: float
     batch: int  # what is measured by default
     tokens: int
+    architecture: str = "llama"  # llama, glm4, qwen3 or gemma3
+    window: int = 0  # gemma3's, which all layers but each sixth look back
 
     def linears(self):
-        """(products that share an input, in, outs) of one layer."""
+        """(products that share an input, in, outs) of one layer. glm4 has gate and up as one matrix, with one LoRA."""
         q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
-        return [("qkv", self.d, (q, kv, kv)), ("o", q, (self.d,)), ("gate_up", self.d, (self.ff, self.ff)),
+        gate_up = (2 * self.ff,) if self.architecture == "glm4" else (self.ff, self.ff)
+        return [("qkv", self.d, (q, kv, kv)), ("o", q, (self.d,)), ("gate_up", self.d, gate_up),
                 ("down", self.ff, (self.d,))]
 
     def layer_weights(self):
@@ -58,12 +61,43 @@ class Shape:
     def lora_weights(self, rank):
         return self.layers * rank * sum(k + n for _, k, ns in self.linears() for n in ns)
 
+    def lora_targets(self):
+        feed = ["gate_up_proj"] if self.architecture == "glm4" else ["gate_proj", "up_proj"]
+        return ["q_proj", "k_proj", "v_proj", "o_proj", *feed, "down_proj"]
+
+    def config(self):
+        from transformers import Gemma3TextConfig, Glm4Config, LlamaConfig, Qwen3Config
+
+        rope = {"rope_type": "default", "rope_theta": self.rope_base}
+        common = {"hidden_size": self.d, "intermediate_size": self.ff, "num_hidden_layers": self.layers,
+                  "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads, "head_dim": self.head_size,
+                  "vocab_size": self.vocabulary, "tie_word_embeddings": self.tied, "max_position_embeddings": 32768,
+                  "attention_dropout": 0.0, "use_cache": False, "bos_token_id": None, "eos_token_id": None,
+                  "pad_token_id": None}
+        if self.architecture == "glm4":
+            return Glm4Config(**common, rms_norm_eps=1e-5, attention_bias=True,
+                              rope_parameters={**rope, "partial_rotary_factor": 0.5})
+        if self.architecture == "qwen3":
+            return Qwen3Config(**common, rms_norm_eps=1e-6, rope_parameters=rope)
+        if self.architecture == "gemma3":
+            kinds = ["full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(self.layers)]
+            return Gemma3TextConfig(**common, rms_norm_eps=1e-6, sliding_window=self.window, layer_types=kinds,
+                                    query_pre_attn_scalar=self.head_size,
+                                    rope_parameters={"full_attention": rope,
+                                                     "sliding_attention": {**rope, "rope_theta": 1e4}})
+        return LlamaConfig(**common, rms_norm_eps=1e-5, rope_parameters=rope)
+
 
 SHAPES = {
     "smollm2-135m": Shape(30, 576, 9, 3, 64, 1536, 49152, True, 1e5, 16, 1024),
     "llama-3.2-1b": Shape(16, 2048, 32, 8, 64, 8192, 128256, True, 5e5, 4, 2048),
-    "glm-4-9b": Shape(40, 4096, 32, 2, 128, 13696, 151552, False, 1e4, 2, 2048),
-    "tiny": Shape(2, 256, 4, 2, 64, 512, 1024, False, 1e4, 2, 64),
+    "glm-4-9b": Shape(40, 4096, 32, 2, 128, 13696, 151552, False, 1e4, 2, 2048, "glm4"),
+    "qwen3-0.6b": Shape(28, 1024, 16, 8, 128, 3072, 151936, True, 1e6, 8, 2048, "qwen3"),
+    "gemma-3-270m": Shape(18, 640, 4, 1, 256, 2048, 262144, True, 1e6, 32, 512, "gemma3", 512),
+    "tiny": Shape(2, 128, 2, 1, 64, 256, 256, False, 1e4, 2, 64),
+    "tiny-glm4": Shape(2, 128, 2, 1, 64, 256, 256, False, 1e4, 2, 64, "glm4"),
+    "tiny-qwen3": Shape(2, 128, 2, 1, 128, 256, 256, True, 1e4, 2, 64, "qwen3"),
+    "tiny-gemma3": Shape(2, 128, 2, 1, 256, 256, 256, True, 1e4, 2, 64, "gemma3", 512),
 }
 
 
@@ -185,24 +219,18 @@ class Bench:
 
     def build(self, shape):
         from peft import LoraConfig, get_peft_model
-        from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig
+        from transformers import AttentionInterface, AutoModelForCausalLM
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         torch, args = self.torch, self.args
         # The library's own SDPA attention under a name for which it makes no mask: by the name "sdpa" it looks for
         # packed sequences at each step, which waits for the GPU, and while compiling or recording it makes a full mask.
+        # Without one, no window is looked through either: sequences must not be longer.
         AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
-        config = LlamaConfig(hidden_size=shape.d, intermediate_size=shape.ff, num_hidden_layers=shape.layers,
-                             num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
-                             head_dim=shape.head_size, vocab_size=shape.vocabulary,
-                             tie_word_embeddings=shape.tied, max_position_embeddings=32768, rms_norm_eps=1e-5,
-                             rope_parameters={"rope_type": "default", "rope_theta": shape.rope_base},
-                             attention_dropout=0.0, use_cache=False, bos_token_id=None, eos_token_id=None)
         with torch.device(args.device):  # the weights are drawn where they stay: seconds, not minutes
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa_causal")
+            model = AutoModelForCausalLM.from_config(shape.config(), dtype=torch.bfloat16, attn_implementation="sdpa_causal")
             lora = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, lora_dropout=0.0, task_type="CAUSAL_LM",
-                              target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
-                                              "down_proj"])
+                              target_modules=shape.lora_targets())
             model = get_peft_model(model, lora, autocast_adapter_dtype=args.adapter == "float32")
         if args.adapter == "bfloat16":
             for name, parameter in model.named_parameters():
@@ -349,6 +377,9 @@ class Bench:
         args, shape = self.args, SHAPES[self.args.shape]
         batch, tokens = args.batch or shape.batch, args.tokens or shape.tokens
         labels = tokens if args.labels == "all" else max(1, tokens // 4)
+        if shape.window and tokens > shape.window:
+            sys.exit(f"gpu_peer: {args.shape} has windows of {shape.window} tokens, and sequences are {tokens} long: "
+                     "the attention used here has no windows")
         self.torch.manual_seed(1)
         self.machine()
         if not args.no_ceilings:

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# bench_gpu on the kernels' host build, and the table made of what it prints: no figure means anything, but each is there.
+#   test_gpu.sh BENCH_GPU_SHIM GPU_TABLE PYTHON
+set -euo pipefail
+program=$1 table=$2 python=$3
+work=$(mktemp -d "${TMPDIR:-/tmp}/consilium-bench-gpu-XXXXXX")
+trap 'rm -rf "$work"' EXIT
+fail() { echo "FAILED: $*" >&2; cat "$work/table.txt" >&2 || true; exit 1; }
+
+for shape in tiny tiny-glm4 tiny-qwen3 tiny-gemma3; do
+    "$program" --shape $shape --brief --batch 2 --tokens 5 --ops --json >>"$work/lines"
+    "$program" --shape $shape --brief --batch 2 --tokens 5 --steps 1 --json >>"$work/lines"
+done
+"$program" --shape tiny --brief --batch 4 --tokens 4 --steps 1 --dp on --json >>"$work/lines"
+"$program" --shape tiny --brief --batch 1 --tokens 4 --steps 1 --base q4_1 --json >>"$work/lines"
+"$program" --shape tiny --brief --batch 1 --tokens 4 --steps 1 --base q4_1 --keep-quantised --json >>"$work/lines"
+for base in bf16 q4_1; do
+    "$program" --shape tiny --brief --context 5 --decode --base $base --json >>"$work/lines"
+done
+"$python" "$table" "$work/lines" --json "$work/result.json" >"$work/table.txt"
+"$python" - "$work/result.json" <<'PYTHON' || fail "the result lacks what it should have"
+import json, math, sys
+shapes = {s["shape"]: s for s in json.load(open(sys.argv[1]))["shapes"]}
+assert list(shapes) == ["tiny", "tiny-glm4", "tiny-qwen3", "tiny-gemma3"], list(shapes)
+for name, shape in shapes.items():
+    ours = [row for row in shape["train"] if row["label"] == "consilium"]
+    assert ours and ours[0]["tokens_per_second"] > 0, (name, ours)
+    # Random weights: no better and hardly worse than guessing among 256 words.
+    assert abs(ours[0]["loss"] - math.log(256)) < 1.5, (name, ours[0]["loss"])
+    names = [op["name"] for op in shape["ops"]]
+    assert "head and loss" in names and len(names) == len(set(names)), names
+    assert ("norms of heads" in names) == (name in ("tiny-qwen3", "tiny-gemma3")), (name, names)
+    assert all(op["floor_us"] > 0 and op["measured_us"] > 0 for op in shape["ops"]), name
+tiny = shapes["tiny"]
+for key in ("dp_on_over_off", "q4_1_over_bf16", "q4_1_kept_over_bf16", "decode_q4_1_over_bf16"):
+    assert tiny[key] and tiny[key] > 0, (key, tiny[key])
+PYTHON
+grep -q 'not measured: no such line' "$work/table.txt" || fail "what was not measured is not said"
+"$program" --shape nowhere --json >"$work/out" 2>"$work/err" && fail "an unknown shape was taken"
+grep -q 'no such shape' "$work/err" || fail "an unknown shape is refused without saying so"
+echo "all figures are there"
