@@ -106,6 +106,7 @@ struct backend_needs {
     int32_t label_rows, vocabulary, d_model;
     size_t arena;  /* n of clip_accumulate and clip_add */
     int32_t units; /* and their count */
+    size_t summed; /* most values of a group's gradients where those of all rows are one sum; 0: they never are */
     bool noise;    /* of so many values too */
 };
 
@@ -204,6 +205,7 @@ struct backend_ops {
 
     /* --- attention ---------------------------------------------------------------------------------------------- */
 
+    /* ERR_CONFIG: more rows or segments than the device takes at once; ERR_RESOURCES. */
     int (*segments_new)(struct backend *be, int32_t rows_max, int32_t count_max, struct placed_segments *ret,
                         struct error *err);
     void (*segments_free)(struct backend *be, struct placed_segments *segments);

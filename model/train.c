@@ -258,7 +258,27 @@ static void set_up(struct train *t, const struct train_options *options, const s
     t->gradient_stride = arena_cost(t->trained_count * sizeof(float)) / sizeof(float);
 }
 
-static int reserve(struct train *t, struct error *err)
+/* The most factor values of one group, A and B. */
+static size_t group_values_max(const struct train *t, const struct lora *lora)
+{
+    size_t most = 0;
+    for (int32_t layer = 0; layer < t->compute.config->layer_count; layer++) {
+        for (int group = 0; group < GROUP_COUNT; group++) {
+            const int first = (int)group_first(t->compute.config, (enum group)group);
+            size_t values = 0;
+            for (int i = first; i < first + group_size(t->compute.config, (enum group)group); i++) {
+                if (!lora_adapts(lora, layer, (enum lora_target)i))
+                    continue;
+                const struct lora_entry *e = &lora->entries[lora->index[layer][i]];
+                values += (size_t)lora->config.rank * ((size_t)e->in + (size_t)e->out);
+            }
+            most = values > most ? values : most;
+        }
+    }
+    return most;
+}
+
+static int reserve(struct train *t, const struct lora *lora, struct error *err)
 {
     const struct model_config *m = t->compute.config;
     const struct backend_needs needs = {
@@ -271,6 +291,7 @@ static int reserve(struct train *t, struct error *err)
         .d_model = m->d_model,
         .arena = t->trained_count,
         .units = t->options.per_example ? t->options.examples_max : 1,
+        .summed = t->options.per_example ? 0 : group_values_max(t, lora),
         .noise = t->options.noise,
     };
     return t->compute.be->ops->reserve(t->compute.be, &needs, err);
@@ -292,6 +313,10 @@ static int warm_up(struct train *t, const struct lora *lora, struct error *err)
         while (batch_add(&batch, &(struct batch_example){ids, learn, t->options.example_tokens_max}))
             continue;
         train_run(t, &placed, &batch);
+        if (t->options.alternating) { /* the other half's products too */
+            lora_exchange(&placed);
+            train_run(t, &placed, &batch);
+        }
         rc = t->compute.be->ops->sync(t->compute.be, err);
         lora_unplace(&placed);
     }
@@ -313,7 +338,7 @@ int train_new(const struct train_options *options, const struct model *model, co
         return error_set(err, ERR_RESOURCES, "training: no memory");
     set_up(t, options, model, lora);
     struct backend *be = t->compute.be;
-    if ((rc = place(t, model, lora, err)) < 0 || (rc = reserve(t, err)) < 0 ||
+    if ((rc = place(t, model, lora, err)) < 0 || (rc = reserve(t, lora, err)) < 0 ||
         (rc = be->ops->segments_new(be, (int32_t)padded(t), options->examples_max, &t->tokens, err)) < 0 ||
         (rc = be->ops->segments_new(be, (int32_t)padded(t), options->examples_max, &t->labels, err)) < 0)
         goto out;

@@ -64,7 +64,7 @@ template <int ROWS>
 DEVICE bool attention_block_of(const struct attention_tile *tiles, int index, struct attention_block *ret)
 {
     const int PARTS = ATTENTION_TILE / ROWS;
-    static_assert(ATTENTION_TILE % ROWS == 0, "whole blocks");
+    static_assert(ATTENTION_TILE % ROWS == 0 && PARTS <= ATTENTION_TILE_PARTS, "whole blocks");
     struct attention_tile tile = tiles[index / PARTS];
     ret->first = tile.first;
     ret->length = tile.length;

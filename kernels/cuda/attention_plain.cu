@@ -8,6 +8,7 @@
 #define COLUMNS (256 / WARP) /* of a lane, at most */
 #define ROWS 16              /* of a block */
 #define BLOCKS (ATTENTION_TILE / ROWS)
+static_assert(BLOCKS <= ATTENTION_TILE_PARTS, "the grid's bound counts on it");
 
 DEVICE const float *floats_at(struct rows x, int32_t row, int32_t column)
 {

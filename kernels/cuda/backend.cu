@@ -166,7 +166,10 @@ static int reserve_serving(struct cuda *c, const struct backend_needs *n, struct
     const size_t rounds = (size_t)(n->rows < BACKEND_ALTERNATIVES_MAX ? n->rows : BACKEND_ALTERNATIVES_MAX);
     const size_t bytes = sizeof(struct kv_row) * (size_t)n->rows * rounds;
     const size_t ranks = (size_t)BACKEND_GROUP_MAX * (size_t)n->rank_max;
-    int rc = cuda_work(c, &c->decode, decode_attention_work(&n->shape, n->rows), err);
+    int rc = 0;
+    if (n->rows > GRID_YZ_MAX)
+        return error_set(err, ERR_CONFIG, "a pass of %d rows is more than a card takes at once", n->rows);
+    rc = cuda_work(c, &c->decode, decode_attention_work(&n->shape, n->rows), err);
     if (rc == 0 && (bytes > c->rows.bytes || !c->rows_host)) {
         free(c->rows_host);
         c->rows_host = NULL;
@@ -204,6 +207,8 @@ static int cuda_reserve(struct backend *be, const struct backend_needs *n, struc
     }
     if (rc == 0 && n->decode_length > 0)
         rc = reserve_serving(c, n, err);
+    if (rc == 0 && n->summed > 0)
+        rc = cuda_work(c, &c->sums, cuda_sums_bytes(n->rows, n->summed), err);
     if (rc == 0 && n->noise)
         rc = cuda_work(c, &c->noise, n->arena * sizeof(int64_t), err);
     if (rc == 0 && n->arena > 0)
@@ -312,7 +317,7 @@ static struct recording *record_pass(struct cuda *c, void (*record)(void *ctx), 
         return NULL;
     record(ctx);
     struct recording *recording = device_record_end(c->stream);
-    if (c->latched.code != 0 || device_failed()) {
+    if (c->latched.code != 0) {
         device_recording_free(recording);
         recording = NULL;
         c->latched = before; /* the work is done anew, and fails by itself if it must */
@@ -424,23 +429,27 @@ static void cuda_add(struct backend *be, size_t n, const float *b, float *a)
 
 static void cuda_scale_sum(struct backend *be, size_t n, const int64_t *sum, double scale, float *out)
 {
+    device_use(cuda_of(be)->options.device);
     arena_scale_sum(cuda_of(be)->stream, n, sum, scale, out);
 }
 
 static void cuda_divide(struct backend *be, size_t n, double denominator, float *a)
 {
+    device_use(cuda_of(be)->options.device);
     arena_divide(cuda_of(be)->stream, n, denominator, a);
 }
 
 static void cuda_adamw(struct backend *be, size_t n, const struct adamw_params *params, const float *g, float *m,
                        float *v, float *p)
 {
+    device_use(cuda_of(be)->options.device);
     arena_adamw(cuda_of(be)->stream, n, params, g, m, v, p);
 }
 
 static void cuda_sgd_momentum(struct backend *be, size_t n, float lr, float momentum, const float *g, float *m,
                               float *p)
 {
+    device_use(cuda_of(be)->options.device);
     arena_sgd_momentum(cuda_of(be)->stream, n, lr, momentum, g, m, p);
 }
 

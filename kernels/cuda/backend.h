@@ -107,6 +107,7 @@ void cuda_logits(struct backend *be, const struct linear_group *head, int32_t m,
 
 int cuda_segments_new(struct backend *be, int32_t rows_max, int32_t count_max, struct placed_segments *ret,
                       struct error *err);
+size_t cuda_sums_bytes(int32_t rows, size_t values);
 void cuda_segments_free(struct backend *be, struct placed_segments *segments);
 void cuda_segments_set(struct backend *be, struct placed_segments *segments, int32_t count, const int32_t *offsets);
 void cuda_group_gradients(struct backend *be, const struct linear_group *g, const struct group_lora *lora,

@@ -225,15 +225,18 @@ bool device_record_begin(stream_t s)
 struct recording *device_record_end(stream_t s)
 {
     cudaGraph_t graph = NULL;
-    struct recording *r = NULL;
-    cudaGraphExec_t exec;
-    if (cudaStreamEndCapture(s, &graph) == cudaSuccess && graph &&
-        cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess &&
-        (r = static_cast<struct recording *>(malloc(sizeof *r))) != NULL)
-        r->exec = exec;
+    struct recording *r = static_cast<struct recording *>(malloc(sizeof *r));
+    keep_pending(); /* a launch that was refused need not end the capture, which then lacks it */
+    const bool launched = pending == cudaSuccess;
+    if (cudaStreamEndCapture(s, &graph) != cudaSuccess || !graph || !launched || !r ||
+        cudaGraphInstantiate(&r->exec, graph, 0) != cudaSuccess) {
+        free(r);
+        r = NULL;
+    }
     if (graph)
         cudaGraphDestroy(graph);
-    cudaGetLastError(); /* of the recording: the caller runs the work anew */
+    cudaGetLastError();
+    pending = cudaSuccess;
     return r;
 }
 

@@ -53,8 +53,9 @@ float device_mark_elapsed_ms(struct device_mark *from, struct device_mark *to);
 /* Whether a launch of the calling thread has failed since its last device_sync, which says what. */
 bool device_failed(void);
 
-/* Recorded work. device_record_begin .. _end catch what is enqueued on s in between; NULL if it cannot be recorded (the
- * shim never can: _begin returns false and the work is done as usual). */
+/* Recorded work. device_record_begin .. _end catch what is enqueued on s in between; false if that cannot be begun.
+ * NULL if it cannot be recorded or a launch failed meanwhile: that failure is then forgotten, since the work has to be
+ * done anew. No launch may have failed before (device_failed). */
 struct recording;
 bool device_record_begin(stream_t s);
 struct recording *device_record_end(stream_t s);

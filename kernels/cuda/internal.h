@@ -69,6 +69,8 @@ void lora_place(stream_t s, enum tensor_type type, int32_t count, const struct l
  * first row within it, segment number}; entries past the count have length 0. Filled by the host (backend.cu) for tiles
  * of ATTENTION_TILE rows, heavy (late) tiles first; a kernel's grid has one block an entry (tiles_max) and head. */
 #define ATTENTION_TILE 128
+#define ATTENTION_TILE_PARTS 8 /* blocks for an entry and head at most */
+#define GRID_YZ_MAX 65535      /* of a grid, in y and in z */
 struct attention_tile {
     int32_t first, length, at, segment;
 };

@@ -6,6 +6,7 @@
 
 #define WORKSPACE_BYTES ((size_t)32 << 20)
 #define CANDIDATES 8
+#define POINTER_ALIGNMENT 16 /* of a product's matrices, which may begin at any eighth bfloat16 of a row */
 #define TIMED_RUNS 3
 #define MANY_ROWS 4096
 
@@ -188,10 +189,19 @@ static int propose(const struct products *p, const struct layouts *l, cublasLtMa
     cublasLtMatmulPreference_t preference = NULL;
     const uint32_t no_reduction = CUBLASLT_REDUCTION_SCHEME_NONE;
     const size_t workspace = WORKSPACE_BYTES;
+    const uint32_t alignment = POINTER_ALIGNMENT;
+    static const cublasLtMatmulPreferenceAttributes_t alignments[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    bool set = true;
     int count = 0;
     if (cublasLtMatmulPreferenceCreate(&preference) != CUBLAS_STATUS_SUCCESS)
         return 0;
-    if (cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
+    for (size_t i = 0; i < ARRAY_LEN(alignments); i++)
+        set = set && cublasLtMatmulPreferenceSetAttribute(preference, alignments[i], &alignment, sizeof alignment) ==
+                         CUBLAS_STATUS_SUCCESS;
+    if (!set ||
+        cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
                                              sizeof workspace) != CUBLAS_STATUS_SUCCESS ||
         cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &no_reduction,
                                              sizeof no_reduction) != CUBLAS_STATUS_SUCCESS ||

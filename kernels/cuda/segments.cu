@@ -31,13 +31,17 @@ int cuda_segments_new(struct backend *be, int32_t rows_max, int32_t count_max, s
                       struct error *err)
 {
     struct placed_segments p = {};
+    const size_t tiles = (size_t)rows_max / ATTENTION_TILE + (size_t)count_max;
+    if (tiles * ATTENTION_TILE_PARTS > GRID_YZ_MAX)
+        return error_set(err, ERR_CONFIG, "a pass of %d rows in %d sequences is more than a card takes at once",
+                         rows_max, count_max);
     struct cuda_segments *s = static_cast<struct cuda_segments *>(calloc(1, sizeof *s));
     if (!s)
         return error_set(err, ERR_RESOURCES, "no memory for a table of sequences");
     p.rows_max = rows_max;
     p.count_max = count_max;
     p.placed = s;
-    s->tiles_max = rows_max / ATTENTION_TILE + count_max;
+    s->tiles_max = (int32_t)tiles;
     s->chunks_max = (rows_max + SUM_ROWS - 1) / SUM_ROWS;
     s->chunks_at = sizeof(int32_t) * ((size_t)count_max + 2);
     s->tiles_at = (s->chunks_at + sizeof(int32_t) * ((size_t)s->chunks_max + 2) + 255) / 256 * 256;
@@ -145,6 +149,13 @@ static int32_t list_gradients(struct backend *be, const struct linear_group *g, 
     return count;
 }
 
+/* What sum_gradients needs at most: each job's values begin at a multiple of 64. */
+size_t cuda_sums_bytes(int32_t rows, size_t values)
+{
+    const size_t chunks = ((size_t)rows + SUM_ROWS - 1) / SUM_ROWS;
+    return values > 0 ? (values + (size_t)GRADIENT_JOBS_MAX * 64) * chunks * sizeof(float) : 0;
+}
+
 struct sum_part {
     size_t from, to, count; /* values; from: within a chunk's sums */
 };
@@ -187,9 +198,8 @@ static void sum_gradients(struct cuda *c, const struct placed_segments *segments
         values += (parts.part[i].count + 63) / 64 * 64;
     }
     struct error err = {};
-    const size_t bytes = values * (size_t)s->chunks_max * sizeof(float);
-    /* Taken at the warm-up or the first step, never while a pass is recorded. */
-    if (cuda_work(c, &c->sums, bytes, &err) < 0) {
+    /* Reserved for training; else taken at the first step, never while a pass is recorded. */
+    if (cuda_work(c, &c->sums, values * (size_t)s->chunks_max * sizeof(float), &err) < 0) {
         c->latched = c->latched.code ? c->latched : err;
         return;
     }

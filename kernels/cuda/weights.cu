@@ -456,6 +456,7 @@ void cuda_logits(struct backend *be, const struct linear_group *head, int32_t m,
     float *to = static_cast<float *>(c->logits.at);
     const size_t bytes = (size_t)m * (size_t)head->out[0] * sizeof(float);
     assert(m <= KERNEL_DECODE_ROWS && bytes <= c->logits.bytes);
+    device_use(c->options.device);
     if (!p->matrix)
         decode_linear(c->stream, c->base.element, m, head->out[0], head->in, given->type, given->at, given->row_bytes,
                       x, none, to);

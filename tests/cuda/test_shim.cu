@@ -870,13 +870,61 @@ static void test_device(void)
 
     CHECK(device_pinned_alloc(10, &a) == 0 && device_stream_new(&s) == 0);
     CHECK(shim_live_allocations() == live + 2);
-    CHECK(!device_record_begin(s) && device_record_end(s) == NULL);
     shim_fail_next_sync(ERR_RESOURCES);
     CHECK(device_sync(s, &err) == ERR_RESOURCES && err.code == ERR_RESOURCES);
     CHECK(device_sync(s, &err) == 0);
     device_pinned_release(a);
     device_stream_free(s);
     CHECK(shim_live_allocations() == live && shim_live_bytes() == bytes);
+}
+
+/* What is recorded is done at each replay, with the arguments of its recording and what memory holds then. */
+static void test_recordings(void)
+{
+    struct error err;
+    stream_t s;
+    void *from = NULL, *to = NULL, *more = NULL;
+    const size_t live = shim_live_allocations(), replays = shim_replays();
+    CHECK(device_stream_new(&s) == 0 && device_alloc(400, &from) == 0 && device_alloc(400, &to) == 0);
+    int *source = static_cast<int *>(from), *target = static_cast<int *>(to), argument = 5;
+    auto work = [&] {
+        LAUNCH(pass_on, 2, 50, 50 * sizeof(int), s, argument, 33, target);
+        device_copy(s, source, target, 400);
+        device_zero(s, target, 4);
+    };
+    CHECK(device_record_begin(s));
+    work();
+    CHECK(target[1] == 0 && source[1] == 0);
+    struct recording *r = device_record_end(s);
+    CHECK(r != NULL && target[1] == 0);
+    argument = 6;
+    for (int i = 0; r && i < 2; i++) {
+        memset(from, 0, 400);
+        memset(to, 0, 400);
+        device_replay(s, r);
+        for (int t = 0; t < 100; t++)
+            CHECK(source[t] == (t % 50 + 5 * 33) % 50 && target[t] == (t == 0 ? 0 : source[t]));
+    }
+    CHECK(shim_replays() == replays + 2);
+    device_recording_free(r);
+    work();
+    CHECK(source[1] == (1 + 6 * 33) % 50);
+
+    CHECK(device_record_begin(s) && device_alloc(4, &more) == ERR_RESOURCES && device_record_end(s) == NULL);
+    CHECK(device_record_begin(s) && device_sync(s, &err) == ERR_FAILED && device_record_end(s) == NULL);
+    CHECK(device_record_begin(s));
+    shim_fail_launches(1, 1);
+    work();
+    CHECK(!device_failed());
+    work();
+    CHECK(device_failed() && device_record_end(s) == NULL && !device_failed());
+    shim_fail_launches(0, 1);
+    work();
+    CHECK(device_failed() && device_sync(s, &err) == ERR_FAILED && !device_failed() && device_sync(s, &err) == 0);
+    device_release(from);
+    device_release(to);
+    device_stream_free(s);
+    CHECK(shim_live_allocations() == live);
 }
 
 static void *launch_often(void *ctx)
@@ -930,6 +978,7 @@ int main(void)
     RUN(test_copies_come_late);
     RUN(test_wrong_kernels_end_the_process);
     RUN(test_device);
+    RUN(test_recordings);
     RUN(test_two_threads);
 #else
     RUN(test_primitives);

@@ -22,6 +22,9 @@
  *   since the last wait whose sums are in no product under way.
  * - ldmatrix_x4 reads a lane's row when that lane gets there: rows that other lanes wrote need a barrier before it.
  *
+ * Between device_record_begin and device_record_end launches, copies and products are kept with their arguments and
+ * done at each replay, as in a CUDA graph: what a pass left to the host, or to memory that moved since, goes missing.
+ *
  * Threads: several may launch at the same time. shim_order is for before that.
  */
 #ifndef KERNELS_CUDA_SHIM_SHIM_H
@@ -105,11 +108,43 @@ template <typename T> struct shim_type {
     typedef T same;
 };
 
+/* Whether the launch is one that was told to fail: it is remembered as on a card, and nothing must run. */
+bool shim_launch_fails(void);
+
+struct shim_work {
+    virtual void run() = 0;
+    virtual ~shim_work() {}
+};
+
+template <typename F> struct shim_work_of : shim_work {
+    F call;
+    explicit shim_work_of(F call_) : call(call_) {}
+    void run() override
+    {
+        call();
+    }
+};
+
+bool shim_recording(stream_t s);
+void shim_keep(stream_t s, struct shim_work *work); /* takes the work, which new made */
+
+/* Keeps the work and returns true if s is being recorded. */
+template <typename F> static inline bool shim_record(stream_t s, F call)
+{
+    if (!shim_recording(s))
+        return false;
+    shim_keep(s, new shim_work_of<F>(call));
+    return true;
+}
+
 /* The arguments are converted to the kernel's parameters once, as a launch does. */
 template <typename... P>
 static inline void shim_launch(const char *name, void (*kernel)(P...), struct dim3 grid, struct dim3 block,
-                               size_t shared_bytes, stream_t, typename shim_type<P>::same... arguments)
+                               size_t shared_bytes, stream_t s, typename shim_type<P>::same... arguments)
 {
+    if (shim_launch_fails() ||
+        shim_record(s, [=] { shim_launch<P...>(name, kernel, grid, block, shared_bytes, NULL, arguments...); }))
+        return;
     auto call = [&] { kernel(arguments...); };
     shim_run(
         name, grid, block, shared_bytes, [](void *ctx) { (*static_cast<decltype(call) *>(ctx))(); }, &call);
@@ -118,9 +153,16 @@ static inline void shim_launch(const char *name, void (*kernel)(P...), struct di
 /* --- device_host.cpp: for tests ---------------------------------------------------------------------------------- */
 
 /* Device memory is CONSILIUM_SHIM_MEMORY_BYTES (default 64 GiB); looked up at every allocation. */
-size_t shim_live_allocations(void);            /* of device_alloc, pinned memory and streams */
-size_t shim_live_bytes(void);                  /* of device_alloc */
-extern "C" void shim_fail_next_sync(int code); /* the next device_sync returns this ERR_ code; also for tests in C */
+size_t shim_live_allocations(void); /* of device_alloc, pinned memory and streams */
+size_t shim_live_bytes(void);       /* of device_alloc */
+extern "C" {                        /* also for tests in C */
+void shim_fail_next_sync(int code); /* the next device_sync returns this ERR_ code */
+/* The calling thread's launch after `others` more fails, and then so many again, until `times` have. */
+void shim_fail_launches(int others, int times);
+size_t shim_replays(void); /* of recordings, so far */
+/* Kinds of products (all but their m) since products_new was last called: product_host.cpp. */
+size_t shim_product_kinds(void);
+}
 /* What device_capability says from here on; 0: CONSILIUM_SHIM_CAPABILITY (default 90). Not while others launch. */
 void shim_capability(int capability);
 
