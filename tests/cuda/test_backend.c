@@ -74,8 +74,8 @@ static void check_training(const struct golden *g, struct backend *be, int level
     int rc = train_new(&options, &tiny.model, &host, &train, &err);
     must(rc, &err);
     float *got = malloc(host.trained_count * sizeof *got), *first = malloc(host.trained_count * sizeof *first);
-    /* Run, recorded and replayed, replayed; as host code at one level only, to save time. */
-    const int repeats = strstr(be->name, "shim") && level != 1 ? 1 : 3;
+    /* Run, recorded and replayed, replayed; as host code in one way only, to save time. */
+    const int repeats = strstr(be->name, "shim") && (level != 1 || be->element == TENSOR_BF16) ? 1 : 3;
     for (int repeat = 0; rc == 0 && repeat < repeats; repeat++) {
         train_run(train, &lora, &batch);
         for (int32_t e = 0; e < g->examples; e++) {
@@ -502,12 +502,18 @@ static void test_clipping_as_on_the_cpu(void)
 /* The gradients of three batches of one size, one after the other, and then of the first again. */
 #define BATCHES 4
 
+static void set_batch(struct setup *s, uint32_t number)
+{
+    static const uint32_t short_ones[] = {0, 53, 46}; /* 5, 6 and 7 tokens, as each 60th from there */
+    batch_clear(&s->batch);
+    for (size_t e = 0; e < ARRAY_LEN(short_ones); e++)
+        add_example(&s->batch, short_ones[e] + 60 * number, 4);
+}
+
 static void run_batches(struct setup *s, float *gradients)
 {
     for (uint32_t i = 0; i < BATCHES; i++) {
-        batch_clear(&s->batch);
-        for (uint32_t e = 0; e < 3; e++)
-            add_example(&s->batch, 20 + i % 3 * 60 + e, 4);
+        set_batch(s, i % 3);
         train_run(s->train, &s->lora, &s->batch);
         gradient_of(s, 1, gradients + i * s->host.trained_count);
     }
@@ -566,19 +572,17 @@ static void test_launches_fail_in_a_recording(void)
 {
     struct setup s;
     struct error err = {0};
-    setup_init(&s, &joint_all, (struct backend_cuda_options){.precision = KERNEL_BF16, .eager = true},
+    setup_init(&s, &ffa_qv, (struct backend_cuda_options){.precision = KERNEL_BF16, .eager = true},
                (struct train_options){.per_example = true});
     const size_t n = BATCHES * s.host.trained_count;
     float *want = malloc(n * sizeof *want), *got = malloc(n * sizeof *got);
     run_batches(&s, want);
     setup_release(&s);
-    static const int others[] = {0, 1, 7, 20, 45};
-    for (size_t i = 0; i < ARRAY_LEN(others); i++) {
-        setup_init(&s, &joint_all, (struct backend_cuda_options){.precision = KERNEL_BF16},
+    static const int others[] = {20, 0, 45};
+    for (size_t i = 0; i < (THOROUGH ? ARRAY_LEN(others) : 1); i++) {
+        setup_init(&s, &ffa_qv, (struct backend_cuda_options){.precision = KERNEL_BF16},
                    (struct train_options){.per_example = true});
-        add_example(&s.batch, 20, 4);
-        add_example(&s.batch, 21, 4);
-        add_example(&s.batch, 22, 4);
+        set_batch(&s, 0);
         train_run(s.train, &s.lora, &s.batch);
         const size_t before = shim_replays();
         shim_fail_launches(others[i], 1);
@@ -593,9 +597,9 @@ static void test_launches_fail_in_a_recording(void)
         must(s.be->ops->sync(s.be, &err), &err);
         setup_release(&s);
 
-        setup_init(&s, &joint_all, (struct backend_cuda_options){.precision = KERNEL_BF16},
+        setup_init(&s, &ffa_qv, (struct backend_cuda_options){.precision = KERNEL_BF16},
                    (struct train_options){.per_example = true});
-        add_example(&s.batch, 20, 4);
+        set_batch(&s, 0);
         train_run(s.train, &s.lora, &s.batch);
         shim_fail_launches(others[i], 1000); /* recorded, and then run */
         train_run(s.train, &s.lora, &s.batch);
