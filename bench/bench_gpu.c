@@ -539,12 +539,11 @@ static void bench_decode(const struct settings *s, struct backend *be, const str
     struct error err = {0};
     const int32_t vocabulary = model->config.vocabulary, context = s->context, answer = s->brief ? 4 : 128;
     int32_t *ids = calloc((size_t)context, sizeof *ids);
-    float *logits = calloc((size_t)vocabulary, sizeof *logits);
     uint64_t state = 5;
     double times[5], prefill[5];
     const int repeats = s->brief ? 1 : (int)ARRAY_LEN(times);
     const struct infer_options infer_options = {.backend = be, .rows_max = 512, .context_max = context + answer + 1};
-    if (!ids || !logits)
+    if (!ids)
         abort();
     for (int32_t i = 0; i < context; i++)
         ids[i] = (int32_t)(next_random(&state) % (uint32_t)vocabulary);
@@ -557,10 +556,8 @@ static void bench_decode(const struct settings *s, struct backend *be, const str
         check(infer_extend(infer, NULL, &prompt, 1, &err), &err);
         const double began = now_seconds();
         for (int32_t i = 0; i < answer; i++) {
-            check(infer_logits(infer, cache, logits, &err), &err);
             int32_t best = 0;
-            for (int32_t v = 1; v < vocabulary; v++)
-                best = logits[v] > logits[best] ? v : best;
+            check(infer_likeliest(infer, cache, &best, &err), &err);
             const struct infer_extend one = {cache, &best, 1};
             check(infer_extend(infer, NULL, &one, 1, &err), &err);
         }
@@ -579,7 +576,6 @@ static void bench_decode(const struct settings *s, struct backend *be, const str
     kv_cache_free(cache);
     infer_free(infer);
     free(ids);
-    free(logits);
 }
 
 /* --- every operation

@@ -241,6 +241,9 @@ struct backend_ops {
                           struct rows x, float *losses, struct rows dx);
     /* logits (m, vocabulary) host, m ≤ KERNEL_DECODE_ROWS; waits. */
     void (*logits)(struct backend *be, const struct linear_group *head, int32_t m, struct rows x, float *logits);
+    /* ids (m) host: where each row of the logits is largest, the smallest id among equals; waits as logits does, but
+     * for m numbers. NULL where logits are the host's anyway. */
+    void (*likeliest)(struct backend *be, const struct linear_group *head, int32_t m, struct rows x, int32_t *ids);
 
     /* --- arenas: dev arrays of n values ------------------------------------------------------------------------- */
 

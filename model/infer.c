@@ -3,6 +3,7 @@
 #include "model/carve.h"
 #include "model/kv_cache.h"
 #include "model/layer.h"
+#include "model/sampling.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -424,6 +425,21 @@ int infer_logits(struct infer *infer, const struct kv_cache *cache, float *logit
     assert(cache->hidden_valid);
     be->ops->logits(be, &infer->compute.placed->head, 1, cache->hidden, logits);
     return be->ops->sync(be, err);
+}
+
+int infer_likeliest(struct infer *infer, const struct kv_cache *cache, int32_t *ret_id, struct error *err)
+{
+    struct backend *be = infer->compute.be;
+    int32_t id = 0;
+    assert(cache->hidden_valid);
+    if (be->ops->likeliest)
+        be->ops->likeliest(be, &infer->compute.placed->head, 1, cache->hidden, &id);
+    else
+        be->ops->logits(be, &infer->compute.placed->head, 1, cache->hidden, infer->logits);
+    int rc = be->ops->sync(be, err);
+    if (rc == 0)
+        *ret_id = be->ops->likeliest ? id : likeliest_token(infer->logits, infer->compute.config->vocabulary);
+    return rc;
 }
 
 /* --- scoring ---------------------------------------------------------------------------------------------------- */

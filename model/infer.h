@@ -79,6 +79,10 @@ int MUST_USE infer_extend(struct infer *infer, const struct lora *lora, const st
 /* logits (vocabulary) of the token after the cache's last. A device's failure: ERR_RESOURCES or ERR_FAILED. */
 int MUST_USE infer_logits(struct infer *infer, const struct kv_cache *cache, float *logits, struct error *err);
 
+/* The id of its largest logit, the smallest among equals: what greedy sampling chooses. On a card the logits stay
+ * there. */
+int MUST_USE infer_likeliest(struct infer *infer, const struct kv_cache *cache, int32_t *ret_id, struct error *err);
+
 /* One continuation to score. Items of one cache must stand together (asserted). */
 struct infer_candidate {
     struct kv_cache *cache; /* unchanged by the call; must have room for count − 1 tokens */

@@ -56,7 +56,7 @@ static void sift_down(struct sampler *s, int32_t i, int32_t n)
     }
 }
 
-static int32_t argmax(const float *logits, int32_t n)
+int32_t likeliest_token(const float *logits, int32_t n)
 {
     int32_t best = 0;
     for (int32_t i = 1; i < n; i++)
@@ -93,7 +93,7 @@ static int32_t keep_likeliest(struct sampler *s, double total, double *ret_sum)
 int32_t sampler_next(struct sampler *sampler, const float *logits, const struct rng *rng)
 {
     const int32_t n = sampler->vocabulary;
-    const int32_t best = argmax(logits, n);
+    const int32_t best = likeliest_token(logits, n);
     if (sampler->config.temperature == 0)
         return best;
     double total = 0;

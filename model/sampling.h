@@ -24,6 +24,9 @@ struct sampler {
     float *weights; /* (vocabulary) */
 };
 
+/* The id of the largest logit, the smallest among equals. */
+int32_t likeliest_token(const float *logits, int32_t vocabulary);
+
 /* ERR_CONFIG names a setting out of range; ERR_RESOURCES. */
 int MUST_USE sampler_init(struct sampler *sampler, const struct sampler_config *config, int32_t vocabulary,
                           struct error *err);

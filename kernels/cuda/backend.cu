@@ -176,6 +176,9 @@ static int reserve_serving(struct cuda *c, const struct backend_needs *n, struct
         if ((rc = cuda_work(c, &c->rows, bytes, err)) == 0 && !(c->rows_host = malloc(bytes)))
             rc = error_set(err, ERR_RESOURCES, "no memory for the rows of a pass");
     }
+    if (rc == 0)
+        rc = cuda_work(c, &c->chosen, KERNEL_DECODE_ROWS * sizeof(int32_t) + head_likeliest_work(KERNEL_DECODE_ROWS),
+                       err);
     if (rc == 0 && n->rows > c->rows_max)
         c->rows_max = n->rows;
     if (rc == 0 && ranks > 0)
@@ -221,8 +224,9 @@ static int cuda_reserve(struct backend *be, const struct backend_needs *n, struc
 /* All but the matrix that quantised weights are decoded into: it belongs to the weights. */
 static void release_work(struct cuda *c)
 {
-    struct work *const all[] = {&c->delta,       &c->attention, &c->logits, &c->clip, &c->clip_results, &c->lora,
-                                &c->lora_hidden, &c->hidden,    &c->decode, &c->rows, &c->noise,        &c->sums};
+    struct work *const all[] = {&c->delta, &c->attention,   &c->logits, &c->clip,   &c->clip_results,
+                                &c->lora,  &c->lora_hidden, &c->hidden, &c->decode, &c->rows,
+                                &c->noise, &c->sums,        &c->chosen};
     for (size_t i = 0; i < ARRAY_LEN(all); i++) {
         cuda_release(&c->base, all[i]->at);
         all[i]->at = NULL;
@@ -575,6 +579,7 @@ static struct backend_ops make_table(void)
     t.attend = cuda_attend;
     t.cross_entropy = cuda_cross_entropy;
     t.logits = cuda_logits;
+    t.likeliest = cuda_likeliest;
     t.clip_accumulate = cuda_clip_accumulate;
     t.clip_add = cuda_clip_add;
     t.add = cuda_add;

@@ -42,7 +42,7 @@ struct cuda {
 
     /* Grown by reserve(); null until then. */
     struct work delta, attention, logits, clip, clip_results, matrix, lora, lora_hidden, hidden, decode, rows, noise,
-        sums;
+        sums, chosen;
     void *rows_host;      /* pinned; as long as rows */
     int32_t *failed;      /* dev: becomes 1 if noise could not be drawn or a sum left 64 bits */
     int32_t *failed_host; /* pinned */
@@ -102,6 +102,7 @@ void cuda_embed(struct backend *be, int32_t m, const struct linear_group *table,
 void cuda_cross_entropy(struct backend *be, const struct linear_group *head, const struct placed_labels *labels,
                         struct rows x, float *losses, struct rows dx);
 void cuda_logits(struct backend *be, const struct linear_group *head, int32_t m, struct rows x, float *logits);
+void cuda_likeliest(struct backend *be, const struct linear_group *head, int32_t m, struct rows x, int32_t *ids);
 
 /* --- segments.cu ------------------------------------------------------------------------------------------------- */
 

@@ -140,3 +140,67 @@ void head_softmax(stream_t s, enum tensor_type type, int32_t count, int32_t n, s
     else
         assert(!"an element that rows do not have");
 }
+
+/* --- the likeliest token ----------------------------------------------------------------------------------------- */
+
+#define PARTS 64 /* blocks of a row */
+#define PART_THREADS 256
+
+/* A number that is larger for a larger logit and, among equal ones, for a smaller id; 0 for NaN. */
+DEVICE unsigned long long rank_of(float x, int32_t id)
+{
+    unsigned bits = __float_as_uint(x + 0.0f); /* −0 is 0 */
+    bits = bits >> 31 ? ~bits : bits | 0x80000000u;
+    return x != x ? 0 : (unsigned long long)bits << 32 | (0xffffffffu - (unsigned)id);
+}
+
+/* The block's largest; partial: a word a warp. Every thread gets it. */
+DEVICE unsigned long long block_largest(unsigned long long x, unsigned long long *partial)
+{
+    for (int mask = WARP / 2; mask > 0; mask /= 2)
+        x = max(x, shuffle_xor(x, mask));
+    if (threadIdx.x % WARP == 0)
+        partial[threadIdx.x / WARP] = x;
+    block_sync();
+    for (unsigned i = 0; i < blockDim.x / WARP; i++)
+        x = max(x, partial[i]);
+    return x;
+}
+
+/* best (row, part). grid: (PARTS, rows). */
+KERNEL likeliest_parts(int32_t n, const float *RESTRICT logits, unsigned long long *RESTRICT best)
+{
+    DYNAMIC_SHARED(unsigned long long, partial);
+    unsigned long long largest = 0;
+    logits += (ptrdiff_t)blockIdx.y * n;
+    for (int32_t i = (int32_t)(blockIdx.x * PART_THREADS + threadIdx.x); i < n; i += PARTS * PART_THREADS)
+        largest = max(largest, rank_of(logits[i], i));
+    largest = block_largest(largest, partial);
+    if (threadIdx.x == 0)
+        best[blockIdx.y * PARTS + blockIdx.x] = largest;
+}
+
+/* A block a row. */
+KERNEL likeliest_of_parts(const unsigned long long *RESTRICT best, int32_t *RESTRICT ids)
+{
+    DYNAMIC_SHARED(unsigned long long, partial);
+    const unsigned long long largest = block_largest(best[blockIdx.x * PARTS + threadIdx.x], partial);
+    if (threadIdx.x == 0)
+        ids[blockIdx.x] = largest ? (int32_t)(0xffffffffu - (unsigned)largest) : 0;
+}
+
+size_t head_likeliest_work(int32_t m)
+{
+    return (size_t)m * PARTS * sizeof(unsigned long long);
+}
+
+void head_likeliest(stream_t s, int32_t m, int32_t n, const float *logits, int32_t *ids, void *work)
+{
+    assert(m >= 0 && n > 0 && n <= 1 << 30);
+    if (m == 0)
+        return;
+    unsigned long long *best = static_cast<unsigned long long *>(work);
+    LAUNCH(likeliest_parts, dim3(PARTS, (unsigned)m), PART_THREADS, PART_THREADS / WARP * sizeof *best, s, n, logits,
+           best);
+    LAUNCH(likeliest_of_parts, (unsigned)m, PARTS, PARTS / WARP * sizeof *best, s, best, ids);
+}

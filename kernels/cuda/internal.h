@@ -133,6 +133,11 @@ void decode_lora_up(stream_t s, enum tensor_type type, int32_t m, int32_t out, i
 
 /* --- head.cu ----------------------------------------------------------------------------------------------------- */
 
+/* ids[i]: where row i of dense logits (m, n) is largest, the smallest id among equals. NaN is below everything; 0 if
+ * there is nothing else. work: head_likeliest_work(m) bytes. */
+size_t head_likeliest_work(int32_t m);
+void head_likeliest(stream_t s, int32_t m, int32_t n, const float *logits, int32_t *ids, void *work);
+
 /* Rows of logits (count, n), n any, stride a multiple of 8, element `type`: losses[i] = −log softmax(row)[targets[i]],
  * and, if gradient, the row becomes weights[i]·(softmax − onehot) in place. */
 void head_softmax(stream_t s, enum tensor_type type, int32_t count, int32_t n, struct rows logits,

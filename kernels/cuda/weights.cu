@@ -447,15 +447,14 @@ void cuda_cross_entropy(struct backend *be, const struct linear_group *head, con
     }
 }
 
-void cuda_logits(struct backend *be, const struct linear_group *head, int32_t m, struct rows x, float *logits)
+/* Logits of a few rows, in the work memory. */
+static float *few_logits(struct cuda *c, const struct linear_group *head, int32_t m, struct rows x)
 {
-    struct cuda *c = cuda_of(be);
     const struct cuda_group *p = placed_of(head);
     const struct given_matrix *given = &p->given[0];
     const struct rows none = {NULL, 0};
     float *to = static_cast<float *>(c->logits.at);
-    const size_t bytes = (size_t)m * (size_t)head->out[0] * sizeof(float);
-    assert(m <= KERNEL_DECODE_ROWS && bytes <= c->logits.bytes);
+    assert(m <= KERNEL_DECODE_ROWS && (size_t)m * (size_t)head->out[0] * sizeof(float) <= c->logits.bytes);
     device_use(c->options.device);
     if (!p->matrix)
         decode_linear(c->stream, c->base.element, m, head->out[0], head->in, given->type, given->at, given->row_bytes,
@@ -463,5 +462,21 @@ void cuda_logits(struct backend *be, const struct linear_group *head, int32_t m,
     else
         decode_linear(c->stream, c->base.element, m, head->out[0], head->in, c->base.element, p->matrix,
                       (size_t)p->stride * element_bytes(c), x, none, to);
-    be->ops->download(be, logits, to, bytes);
+    return to;
+}
+
+void cuda_logits(struct backend *be, const struct linear_group *head, int32_t m, struct rows x, float *logits)
+{
+    be->ops->download(be, logits, few_logits(cuda_of(be), head, m, x),
+                      (size_t)m * (size_t)head->out[0] * sizeof(float));
+}
+
+void cuda_likeliest(struct backend *be, const struct linear_group *head, int32_t m, struct rows x, int32_t *ids)
+{
+    struct cuda *c = cuda_of(be);
+    const float *logits = few_logits(c, head, m, x);
+    uint8_t *work = static_cast<uint8_t *>(c->chosen.at); /* what head_likeliest needs, and behind it the ids */
+    int32_t *chosen = reinterpret_cast<int32_t *>(work + head_likeliest_work(KERNEL_DECODE_ROWS));
+    head_likeliest(c->stream, m, head->out[0], logits, chosen, work);
+    be->ops->download(be, ids, chosen, (size_t)m * sizeof *ids);
 }

@@ -279,10 +279,14 @@ static int decode(struct run *r, int32_t tokens_max, struct error *err)
 
     answer->finish = ANSWER_LENGTH;
     while (answer->answer_tokens < tokens_max) {
-        int rc = infer_logits(a->infer, a->cache, a->logits, err);
+        int32_t token = 0;
+        int rc = 0;
+        if (r->sampler.config.temperature == 0)
+            rc = infer_likeliest(a->infer, a->cache, &token, err);
+        else if ((rc = infer_logits(a->infer, a->cache, a->logits, err)) == 0)
+            token = sampler_next(&r->sampler, a->logits, &rng);
         if (rc < 0)
             return rc;
-        int32_t token = sampler_next(&r->sampler, a->logits, &rng);
         answer->answer_tokens++;
         if (tokenizer_is_end(tokenizer, token)) {
             answer->finish = ANSWER_STOP;

@@ -17,7 +17,6 @@ struct evaluation {
     struct kv_cache *caches[BATCH_PROMPTS];
     struct kv_cache *prefix; /* the tokens that every prompt begins with */
     struct infer_candidate *candidates;
-    float *logits;
 };
 
 /* The i-th evaluated record: evenly spaced over the file, which may be sorted. */
@@ -34,7 +33,6 @@ static void release(struct evaluation *e)
     infer_free(e->infer);
     lora_unplace(&e->placed);
     free(e->candidates);
-    free(e->logits);
 }
 
 static int prepare(struct evaluation *e, struct error *err)
@@ -63,8 +61,7 @@ static int prepare(struct evaluation *e, struct error *err)
     if ((rc = kv_cache_new(e->options->backend, e->model, context, &e->prefix, err)) < 0)
         return rc;
     e->candidates = calloc((size_t)BATCH_PROMPTS * DATASET_ANSWERS_MAX, sizeof *e->candidates);
-    e->logits = malloc(sizeof *e->logits * (size_t)e->model->config.vocabulary);
-    return e->candidates && e->logits ? 0 : error_set(err, ERR_RESOURCES, "out of memory for the evaluation");
+    return e->candidates ? 0 : error_set(err, ERR_RESOURCES, "out of memory for the evaluation");
 }
 
 /* Computes what all prompts share once. */
@@ -155,16 +152,6 @@ static bool may_become(struct span text, struct span want)
     return memcmp(text.ptr, want.ptr, want.len) == 0 && span_equal(trimmed(text), want);
 }
 
-static int32_t likeliest(const float *logits, int32_t count)
-{
-    int32_t best = 0;
-
-    for (int32_t v = 1; v < count; v++)
-        if (logits[v] > logits[best])
-            best = v;
-    return best;
-}
-
 struct greedy {
     struct buffer want, got;
     int32_t next; /* token to append */
@@ -174,10 +161,9 @@ struct greedy {
 /* Chooses the next token of one record; closes it at the end of the answer or when it cannot be right any more. */
 static int choose(struct evaluation *e, struct greedy *g, struct kv_cache *cache, struct error *err)
 {
-    int rc = infer_logits(e->infer, cache, e->logits, err);
+    int rc = infer_likeliest(e->infer, cache, &g->next, err);
     if (rc < 0)
         return rc;
-    g->next = likeliest(e->logits, e->model->config.vocabulary);
     if (tokenizer_is_end(e->tokenizer, g->next) || kv_cache_room(cache) == 0) {
         g->open = false;
         return 0;

@@ -6,6 +6,7 @@
 #include "model/infer.h"
 #include "model/layer.h"
 #include "model/placed.h"
+#include "model/sampling.h"
 #include "model/train.h"
 #include "tests/check.h"
 #include "tests/model/tiny.h"
@@ -713,6 +714,9 @@ static void converse(struct answers *a, float *logits, double *scores)
         const struct infer_extend one = {a->caches[2], next + i, 1};
         must(infer_extend(a->infer, &a->lora, &one, 1, &err), &err);
         CHECK(infer_logits(a->infer, a->caches[2], logits + i * VOCABULARY, &err) == 0);
+        int32_t likeliest = -1;
+        must(infer_likeliest(a->infer, a->caches[2], &likeliest, &err), &err);
+        CHECK(likeliest == likeliest_token(logits + i * VOCABULARY, VOCABULARY));
     }
     kv_cache_truncate(a->caches[2], 0);
     const struct infer_extend base = {a->caches[2], prompts[0], 40};

@@ -115,6 +115,53 @@ static void test_independence(void)
     }
 }
 
+static int32_t first_largest(const float *x, int32_t n)
+{
+    int32_t best = 0;
+    for (int32_t i = 1; i < n; i++)
+        if (x[i] > x[best])
+            best = i;
+    return best;
+}
+
+static void check_likeliest(int32_t m, int32_t n, const std::vector<float> &z, const std::vector<int32_t> &want)
+{
+    device_vector<float> logits(z);
+    device_vector<int32_t> ids(std::vector<int32_t>((size_t)m, -5));
+    device_vector<uint8_t> work(std::vector<uint8_t>(head_likeliest_work(m), 0xff));
+    head_likeliest((stream_t)0, m, n, logits.at, ids.at, work.at);
+    const std::vector<int32_t> got = ids.get();
+    for (int32_t i = 0; i < m; i++)
+        CHECK(got[(size_t)i] == want[(size_t)i]);
+}
+
+static void test_likeliest(void)
+{
+    for (int32_t n : {1, 2, 31, 64, 255, 257, 16384, 16385, 40001}) {
+        for (int32_t m : {1, 8}) {
+            std::vector<float> z = random_elements(TENSOR_BF16, (size_t)(m * n)); /* coarse: many are equal */
+            for (float &x : z)
+                x = floorf(4 * x) / 4;
+            std::vector<int32_t> want;
+            for (int32_t i = 0; i < m; i++)
+                want.push_back(first_largest(z.data() + (size_t)i * (size_t)n, n));
+            check_likeliest(m, n, z, want);
+        }
+    }
+    const int32_t n = 500;
+    std::vector<float> z((size_t)n * 6, -INFINITY);
+    z[3] = NAN, z[499] = -1e38f; /* NaN is not chosen */
+    z[(size_t)n + 7] = INFINITY, z[(size_t)n + 9] = INFINITY;
+    for (int32_t i = 0; i < n; i++)
+        z[(size_t)(2 * n + i)] = i % 2 ? 0.0f : -0.0f; /* equal */
+    for (int32_t i = 0; i < n; i++)
+        z[(size_t)(3 * n + i)] = NAN;
+    for (int32_t i = 0; i < n; i++)
+        z[(size_t)(4 * n + i)] = -1.0f - (float)((i + 123) * 7 % 500) * 0x1p-20f; /* all below zero */
+    check_likeliest(6, n, z, {499, 7, 0, 0, 377, 0});
+    check_likeliest(0, n, z, {});
+}
+
 static void test_empty(void)
 {
     device_rows rows(TENSOR_F32, 1, 8, 8);
@@ -129,6 +176,7 @@ int main(void)
     RUN(test_spread);
     RUN(test_infinite);
     RUN(test_independence);
+    RUN(test_likeliest);
     RUN(test_empty);
     return check_report();
 }

@@ -1,6 +1,7 @@
 /* Inference: caches, packing, splitting and scoring give what one plain pass gives. */
 #include "model/infer.h"
 #include "model/placed.h"
+#include "model/sampling.h"
 #include "model/train.h"
 #include "tests/check.h"
 #include "tests/model/tiny.h"
@@ -74,7 +75,9 @@ static void check_same(struct setup *s, struct kv_cache *cache, const int32_t *i
     float got[VOCABULARY], want[VOCABULARY];
     struct error err = {0};
     reference_logits(s, ids, count, want);
+    int32_t likeliest = -1;
     CHECK(infer_logits(s->infer, cache, got, &err) == 0);
+    CHECK(infer_likeliest(s->infer, cache, &likeliest, &err) == 0 && likeliest == likeliest_token(got, VOCABULARY));
     CHECK(kv_cache_length(cache) == count && memcmp(kv_cache_ids(cache), ids, (size_t)count * 4) == 0);
     for (int i = 0; i < VOCABULARY; i++)
         CHECK_NEAR(got[i], want[i], 2e-5);

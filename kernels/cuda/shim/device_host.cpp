@@ -107,8 +107,8 @@ size_t device_free_bytes(void)
     return free_bytes();
 }
 
-/* Memory that was given back is never another's: who still goes there ends the process. AddressSanitizer sees to that by
- * itself, and to what is behind the bytes. */
+/* Memory that was given back is never another's: who still goes there ends the process. AddressSanitizer sees to that
+ * by itself, and to what is behind the bytes. */
 #if defined(__SANITIZE_ADDRESS__)
 static void *zeroed(size_t bytes)
 {
