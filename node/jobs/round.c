@@ -75,6 +75,11 @@ static int make_trainer(struct federation *f, struct job_runtime *job, struct er
                                       .plan = job->local.dp};
 
     int rc = trainer_new(&options, &f->site->model, &job->lora, job->data, &job->trainer, err);
+    if (rc == 0 && trainer_one_by_one(job->trainer))
+        log_warn(&f->log,
+                 "%s gives a record's gradient other bits beside other records: each is computed alone, slower, "
+                 "so that the noise is what the plan says",
+                 f->site->backend->name);
     if (rc == 0)
         log_info(&f->log, "training on %s, %d tokens a micro-batch, checkpoint level %d", f->site->backend->name,
                  trainer_tokens_max(job->trainer), trainer_level(job->trainer));

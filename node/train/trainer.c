@@ -2,8 +2,11 @@
 
 #include "crypto/random.h"
 #include "model/placed.h"
+#include "node/train/batchmates.h"
 #include "privacy/noise_vector.h"
 #include "privacy/sampler.h"
+
+#include <string.h>
 
 #define EXAMPLES_PER_MICRO_BATCH 64
 
@@ -18,6 +21,7 @@ struct trainer {
     struct train *train;
     struct batch batch;
     struct optimizer optimizer;
+    bool one_by_one;  /* one example a micro-batch: others would change its gradient's bits */
     bool noise_begun; /* on the device, and not added yet */
     uint32_t *sample; /* (units) indices */
     int64_t *sum;     /* dev (capacity) grid units */
@@ -60,6 +64,10 @@ static int fit_train(struct trainer *t, const struct model *model, const struct 
                                     .alternating = o->alternating,
                                     .noise = o->plan.mode != DP_NONE,
                                     .checkpoint_level = t->be->host_memory ? 0 : TRAIN_LEVEL_AUTO};
+    if (t->one_by_one) {
+        options.tokens_max = o->example_tokens_max;
+        options.examples_max = 1;
+    }
     for (;;) {
         if (options.examples_max > options.tokens_max)
             options.examples_max = options.tokens_max;
@@ -124,6 +132,58 @@ static int check_device_noise(struct trainer *t, struct error *err)
     return 0;
 }
 
+/* Made-up factors of lora's shape on the backend, none of them zero, until the next upload. */
+static int upload_made_up(struct trainer *t, const struct lora *lora, struct error *err)
+{
+    struct lora made = *lora;
+    const size_t frozen = lora->frozen ? lora->frozen_count : 0, n = lora->trained_count + frozen;
+    float *values = malloc(n * sizeof *values);
+
+    if (!values)
+        return error_set(err, ERR_RESOURCES, "out of memory for %zu made-up factors", n);
+    for (size_t i = 0; i < n; i++)
+        values[i] = ((float)((uint32_t)i * 2654435761u >> 16) - 32767.5f) * 0x1p-20f;
+    made.trained = values;
+    made.frozen = frozen ? values + lora->trained_count : NULL;
+    lora_upload(&t->lora, &made);
+    int rc = t->be->ops->sync(t->be, err);
+    free(values);
+    return rc;
+}
+
+/* Where others in its micro-batch change the bits of an example's gradient, each is computed alone: the sensitivity
+ * that the noise hides counts on it. */
+static int check_device_gradients(struct trainer *t, const struct model *model, const struct lora *lora,
+                                  struct error *err)
+{
+    const struct batchmates_probe probe = {.train = t->train,
+                                           .backend = t->be,
+                                           .lora = &t->lora,
+                                           .batch = &t->batch,
+                                           .example_tokens_max = t->options.example_tokens_max,
+                                           .vocabulary = model->config.vocabulary};
+    bool same = true, other = true;
+    int rc;
+
+    if (!private_mode(t) || t->be->host_memory || t->batch.examples_max == 1)
+        return 0;
+    if ((rc = upload_made_up(t, lora, err)) < 0 || (rc = batchmates_check(&probe, &same, err)) < 0)
+        return rc;
+    if (t->options.alternating) {
+        lora_exchange(&t->lora);
+        rc = batchmates_check(&probe, &other, err);
+        lora_exchange(&t->lora);
+    }
+    if (rc < 0 || (same && other))
+        return rc;
+    t->one_by_one = true;
+    train_free(t->train);
+    t->train = NULL;
+    batch_release(&t->batch);
+    t->batch = (struct batch){0};
+    return fit_train(t, model, lora, err);
+}
+
 int trainer_new(const struct trainer_options *options, const struct model *model, const struct lora *lora,
                 const struct dataset *data, struct trainer **ret_trainer, struct error *err)
 {
@@ -138,7 +198,8 @@ int trainer_new(const struct trainer_options *options, const struct model *model
     if (options->alternating && lora->frozen_count > t->capacity)
         t->capacity = lora->frozen_count;
     t->be = options->backend;
-    if ((rc = allocate(t, model, lora, err)) < 0 || (rc = check_device_noise(t, err)) < 0) {
+    if ((rc = allocate(t, model, lora, err)) < 0 || (rc = check_device_noise(t, err)) < 0 ||
+        (rc = check_device_gradients(t, model, lora, err)) < 0) {
         trainer_free(t);
         return rc;
     }
@@ -149,6 +210,11 @@ int trainer_new(const struct trainer_options *options, const struct model *model
 int32_t trainer_tokens_max(const struct trainer *t)
 {
     return t->options.tokens_max;
+}
+
+bool trainer_one_by_one(const struct trainer *t)
+{
+    return t->one_by_one;
 }
 
 int trainer_level(const struct trainer *t)

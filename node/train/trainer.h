@@ -52,6 +52,9 @@ struct trainer_progress {
 
 int32_t trainer_tokens_max(const struct trainer *t); /* the micro-batch that fitted */
 int trainer_level(const struct trainer *t);          /* and its checkpoint level (model/train.h) */
+/* Whether each example is computed alone, because under DP others would change its gradient's bits on this device: it
+ * was asked before the first round (batchmates.h). */
+bool trainer_one_by_one(const struct trainer *t);
 
 /* Trains lora->trained in place from its present values; the optimizer starts anew. lora has the shape that trainer_new
  * was given (asserted), with its factors exchanged or not if options.alternating. first_step: steps of the job done in

@@ -14,6 +14,14 @@ struct products {
 static std::mutex lock;
 static std::set<std::tuple<int32_t, int32_t, int32_t, int32_t, int32_t, bool, bool, bool, int>> kinds;
 
+static int32_t backwards_from = INT32_MAX;
+
+void shim_products_backwards(int rows)
+{
+    std::lock_guard<std::mutex> guard(lock);
+    backwards_from = rows > 0 ? rows : INT32_MAX;
+}
+
 size_t shim_product_kinds(void)
 {
     std::lock_guard<std::mutex> guard(lock);
@@ -57,6 +65,7 @@ static void gather(enum tensor_type type, const void *at, int32_t ld, bool trans
 
 static int multiply(struct products *p, const struct product *product)
 {
+    const bool backwards = product->m >= backwards_from;
     int32_t m = product->m, n = product->n, k = product->k;
     assert(m >= 0 && n >= 0 && k >= 0);
     assert(product->lda >= (product->a_transposed ? m : k) && product->ldb >= (product->b_transposed ? k : n));
@@ -72,7 +81,8 @@ static int multiply(struct products *p, const struct product *product)
         gather(p->type, product->b, product->ldb, product->b_transposed, k, n, b);
         for (ptrdiff_t i = 0; i < m; i++) {
             memset(sums, 0, (size_t)n * sizeof(float));
-            for (ptrdiff_t l = 0; l < k; l++) {
+            for (ptrdiff_t step = 0; step < k; step++) {
+                const ptrdiff_t l = backwards ? k - 1 - step : step;
                 for (ptrdiff_t j = 0; j < n; j++)
                     sums[j] += a[i * k + l] * b[l * n + j];
             }

@@ -162,6 +162,8 @@ void shim_fail_launches(int others, int times);
 size_t shim_replays(void); /* of recordings, so far */
 /* Kinds of products (all but their m) since products_new was last called: product_host.cpp. */
 size_t shim_product_kinds(void);
+/* From here on products of so many rows or more sum in the other order, as a library may; 0: none do. */
+void shim_products_backwards(int rows);
 }
 /* What device_capability says from here on; 0: CONSILIUM_SHIM_CAPABILITY (default 90). Not while others launch. */
 void shim_capability(int capability);
