@@ -623,8 +623,9 @@ static int check_code(struct cuda *c, struct error *err)
         return 0;
     return error_set(err, ERR_CONFIG,
                      "this build cannot compute on %s, compute capability %d.%d (%s): build with "
-                     "-DCMAKE_CUDA_ARCHITECTURES=%d%d-real",
-                     c->info.name, c->info.major, c->info.minor, why.message, c->info.major, c->info.minor);
+                     "-DCMAKE_CUDA_ARCHITECTURES=%d%d%s-real",
+                     c->info.name, c->info.major, c->info.minor, why.message, c->info.major, c->info.minor,
+                     c->info.major == 9 && c->info.minor == 0 ? "a" : ""); /* with Hopper's own instructions */
 }
 
 /* Streams, small memory and products. What is there already is released by cuda_free. */

@@ -168,7 +168,7 @@ DEVICE unsigned long long block_largest(unsigned long long x, unsigned long long
 }
 
 /* best (row, part). grid: (PARTS, rows). */
-KERNEL likeliest_parts(int32_t n, const float *RESTRICT logits, unsigned long long *RESTRICT best)
+TEMPLATE_KERNEL likeliest_parts(int32_t n, const float *RESTRICT logits, unsigned long long *RESTRICT best)
 {
     DYNAMIC_SHARED(unsigned long long, partial);
     unsigned long long largest = 0;
@@ -181,7 +181,7 @@ KERNEL likeliest_parts(int32_t n, const float *RESTRICT logits, unsigned long lo
 }
 
 /* A block a row. */
-KERNEL likeliest_of_parts(const unsigned long long *RESTRICT best, int32_t *RESTRICT ids)
+TEMPLATE_KERNEL likeliest_of_parts(const unsigned long long *RESTRICT best, int32_t *RESTRICT ids)
 {
     DYNAMIC_SHARED(unsigned long long, partial);
     const unsigned long long largest = block_largest(best[blockIdx.x * PARTS + threadIdx.x], partial);

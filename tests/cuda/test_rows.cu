@@ -356,6 +356,9 @@ static void test_empty(void)
         rows_gated_backward((stream_t)0, type, 0, 16, GATE_SILU, x.rows(), x.rows(), x.rows());
         rows_embed((stream_t)0, type, 0, 16, TENSOR_F32, gain.at, 64, NULL, 1, x.rows());
         rows_gather((stream_t)0, type, 0, 16, NULL, x.rows(), x.rows());
+        rows_head_norm_forward((stream_t)0, type, 0, 1, 16, 1e-5f, gain.at, x.rows(), x.rows(), NULL);
+        rows_head_norm_backward((stream_t)0, type, 0, 1, 16, gain.at, x.rows(), NULL, x.rows(), x.rows());
+        rows_add_bias((stream_t)0, type, 0, 16, gain.at, x.rows());
         std::vector<float> values = x.get();
         CHECK(std::all_of(values.begin(), values.end(), [](float v) { return v != v; }) && x.guarded());
     }

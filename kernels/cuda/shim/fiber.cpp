@@ -1,5 +1,5 @@
 /* Fibers, the order in which they run, and what barriers and collectives mean: shim.h. */
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/shim/fiber.h"
 
 #include <stdio.h>
@@ -135,7 +135,7 @@ void fiber_switch(struct fiber *from, struct fiber *to)
 #define LANES 32
 #define WARPS_MAX 32
 #define THREADS_MAX (WARPS_MAX * LANES)
-#define SHARED_MAX (227 * 1024) /* of a block, compute capability 9.0 */
+#define SHARED_MAX (227 * 1024) /* of a block, on the cards with the most */
 #define GUARD_BYTES 256
 #if defined(SHIM_ASAN) || defined(SHIM_TSAN)
 #define STACK_BYTES (512 * 1024)
@@ -437,6 +437,16 @@ static uint64_t common_divisor(uint64_t a, uint64_t b)
     return a;
 }
 
+/* Bytes of shared memory that a block may have (CUDA C++ Programming Guide, technical specifications). */
+static size_t shared_limit(int capability)
+{
+    if (capability >= 120 || capability == 86 || capability == 89)
+        return 99 * 1024;
+    if (capability >= 90)
+        return SHARED_MAX;
+    return capability >= 80 ? 163 * 1024 : 64 * 1024;
+}
+
 void shim_run(const char *name, struct dim3 grid, struct dim3 block, size_t shared_bytes, void (*call)(void *ctx),
               void *ctx)
 {
@@ -453,7 +463,7 @@ void shim_run(const char *name, struct dim3 grid, struct dim3 block, size_t shar
         FAIL("%s: a grid of %u x %u x %u blocks", name, grid.x, grid.y, grid.z);
     if (block.y != 1 || block.z != 1 || threads == 0 || threads > THREADS_MAX)
         FAIL("%s: a block of %u x %u x %u threads", name, block.x, block.y, block.z);
-    if (shared_bytes > SHARED_MAX)
+    if (shared_bytes > shared_limit(device_capability()))
         FAIL("%s: %zu bytes of shared memory", name, shared_bytes);
 
     void *shared = NULL;
