@@ -35,6 +35,10 @@ void gpu_place(const struct gpu_settings *s, struct backend *be, const struct mo
 double gpu_peak(const struct gpu_settings *s, struct backend *be);      /* FLOP/s of a large product */
 double gpu_copy_rate(const struct gpu_settings *s, struct backend *be); /* bytes read and written a second */
 
+struct gpu_ceilings {
+    double flops, bytes; /* a second */
+};
+
 /* Measures every operation and prints it beside its floor. */
 void gpu_ops(const struct gpu_settings *s, struct backend *be, const struct model *model);
 
