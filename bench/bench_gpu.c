@@ -5,8 +5,9 @@
  *     bench_gpu --shape NAME [--batch B] [--tokens T] [--rank R] [--labels all|quarter] [--dp on|off]
  *               [--base bf16|q4_1] [--keep-quantised] [--level L] [--steps N] [--json]
  *     bench_gpu --decode --shape NAME [--base ...] [--context N] [--json]
- *     bench_gpu --ops --shape NAME [--batch B] [--tokens T] [--json]
+ *     bench_gpu --ops --shape NAME [--batch B] [--tokens T] [--base ...] [--context N] [--floors FLOPS:BYTES] [--json]
  *
+ * --floors: only the floors, from ceilings that are given (FLOP/s and bytes a second). Needs no card and no weights.
  * --brief: small ceilings and few repeats. For tests, which run it on the kernels' host build; its figures say nothing.
  *
  * With dp on a step is a logical batch of 32 examples, and the same steps without DP are measured in the same run.
@@ -23,7 +24,7 @@
 #define LOGICAL_BATCH 32
 #define STEPS_MAX 64
 
-enum { OPTION_DECODE = 256, OPTION_OPS, OPTION_KEEP, OPTION_KV, OPTION_BRIEF };
+enum { OPTION_DECODE = 256, OPTION_OPS, OPTION_KEEP, OPTION_KV, OPTION_BRIEF, OPTION_FLOORS };
 
 static const struct option options[] = {
     {"shape", required_argument, NULL, 's'},
@@ -39,6 +40,7 @@ static const struct option options[] = {
     {"brief", no_argument, NULL, OPTION_BRIEF},
     {"decode", no_argument, NULL, OPTION_DECODE},
     {"ops", no_argument, NULL, OPTION_OPS},
+    {"floors", required_argument, NULL, OPTION_FLOORS},
     {"keep-quantised", no_argument, NULL, OPTION_KEEP},
     {"quantise-kv", no_argument, NULL, OPTION_KV},
     {"json", no_argument, NULL, 'j'},
@@ -61,6 +63,7 @@ static void parse(int argc, char **argv, struct gpu_settings *s)
 {
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         const int number = optarg ? (int)strtol(optarg, NULL, 10) : 0;
+        char behind;
         switch (c) {
         case 's':
             if (!(s->shape = synthetic_shape_find(optarg)))
@@ -102,6 +105,12 @@ static void parse(int argc, char **argv, struct gpu_settings *s)
         case OPTION_OPS:
             s->ops = true;
             break;
+        case OPTION_FLOORS:
+            s->floors = true;
+            if (sscanf(optarg, "%lf:%lf%c", &s->given.flops, &s->given.bytes, &behind) != 2 || !(s->given.flops > 0) ||
+                !(s->given.bytes > 0))
+                die("--floors takes two positive numbers, as in 650e12:4.25e12");
+            break;
         case OPTION_BRIEF:
             s->brief = true;
             break;
@@ -115,6 +124,8 @@ static void parse(int argc, char **argv, struct gpu_settings *s)
             exit(2);
         }
     }
+    if (s->floors && !s->ops)
+        die("--floors goes with --ops");
     if (!s->shape || s->batch < 1 || s->tokens < 2 || s->rank < 1 || s->steps < 1 || s->steps > STEPS_MAX ||
         s->context < 1) {
         fprintf(stderr, "bench_gpu: --shape is one of: %s; numbers must be positive\n", synthetic_shape_names);
@@ -581,6 +592,10 @@ int main(int argc, char **argv)
                              .context = 512};
     struct synthetic synthetic;
     parse(argc, argv, &s);
+    if (s.ops && s.floors) {
+        gpu_floors(&s);
+        return 0;
+    }
     struct backend *be = open_card(&s);
     synthetic_init_shape(&synthetic, s.shape, strcmp(s.base, "q4_1") == 0 ? TENSOR_Q4_1 : TENSOR_BF16);
     const struct model *model = synthetic_model(&synthetic);

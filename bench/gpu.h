@@ -10,11 +10,16 @@
 #include "kernels/backend.h"
 #include "model/placed.h"
 
+struct gpu_ceilings {
+    double flops, bytes; /* a second */
+};
+
 struct gpu_settings {
     const struct synthetic_shape *shape;
     const char *base, *labels;
     int batch, tokens, rank, steps, level, context;
-    bool brief, dp, keep_quantised, decode, ops, json, quantise_kv;
+    bool brief, dp, keep_quantised, decode, ops, floors, json, quantise_kv;
+    struct gpu_ceilings given; /* with floors */
 };
 
 void gpu_check(int rc, const struct error *err);
@@ -35,10 +40,8 @@ void gpu_place(const struct gpu_settings *s, struct backend *be, const struct mo
 double gpu_peak(const struct gpu_settings *s, struct backend *be);      /* FLOP/s of a large product */
 double gpu_copy_rate(const struct gpu_settings *s, struct backend *be); /* bytes read and written a second */
 
-struct gpu_ceilings {
-    double flops, bytes; /* a second */
-};
-
+/* Prints every operation's floor, from the ceilings that were given. */
+void gpu_floors(const struct gpu_settings *s);
 /* Measures every operation and prints it beside its floor. */
 void gpu_ops(const struct gpu_settings *s, struct backend *be, const struct model *model);
 

@@ -624,39 +624,60 @@ static void place_answering(struct layer_bench *b, bool brief)
 
 /* --- measuring --------------------------------------------------------------------------------------------------- */
 
-static double floor_seconds(const struct gpu_ceilings *top, double flops, double bytes)
+static bool is_there(const struct sizes *z, int op)
 {
-    return flops / top->flops > bytes / top->bytes ? flops / top->flops : bytes / top->bytes;
+    return !operations[op].is_there || operations[op].is_there(z);
 }
 
-static void measure(const struct gpu_settings *s, struct layer_bench *b, const struct gpu_ceilings *top)
+static void print_head(const struct gpu_settings *s, const char *kind, const struct gpu_ceilings *top)
 {
     if (s->json)
-        printf(
-            "{\"program\":\"bench_gpu\",\"kind\":\"ops\",\"shape\":\"%s\",\"batch\":%d,\"tokens\":%d,\"base\":\"%s%s\","
-            "\"context\":%d,\"ops\":[",
-            s->shape->name, s->batch, s->tokens, s->base, s->keep_quantised ? " kept" : "", s->context);
+        printf("{\"program\":\"bench_gpu\",\"kind\":\"%s\",\"shape\":\"%s\",\"batch\":%d,\"tokens\":%d,"
+               "\"base\":\"%s%s\",\"context\":%d,\"ops\":[",
+               kind, s->shape->name, s->batch, s->tokens, s->base, s->keep_quantised ? " kept" : "", s->context);
+    else if (s->floors)
+        printf("%-24s %12s   (ceilings %.0f TFLOP/s, %.2f TB/s)\n", s->shape->name, "floor us", top->flops / 1e12,
+               top->bytes / 1e12);
     else
         printf("%-24s %10s %10s %8s %10s %10s   (ceilings %.0f TFLOP/s, %.2f TB/s)\n", s->shape->name, "floor us", "us",
                "of floor", "TFLOP/s", "GB/s", top->flops / 1e12, top->bytes / 1e12);
-    load_lora(&b->compute);
-    for (b->op = 0; b->op < OP_COUNT; b->op++) {
-        const struct operation *o = &operations[b->op];
-        double flops, bytes;
-        if (o->is_there && !o->is_there(&b->sizes))
-            continue;
-        op_cost(&b->sizes, b->op, &flops, &bytes);
-        const double floor = floor_seconds(top, flops, bytes);
-        const double seconds = gpu_time(s, b->be, 5, o->call, b) / layers_a_call(b, b->op);
-        if (s->json)
-            printf("%s{\"name\":\"%s\",\"floor_us\":%.3f,\"measured_us\":%.3f,\"flops\":%.4e,\"bytes\":%.4e}",
-                   b->op ? "," : "", o->name, 1e6 * floor, 1e6 * seconds, flops, bytes);
-        else
-            printf("%-24s %10.2f %10.2f %8.2f %10.1f %10.1f\n", o->name, 1e6 * floor, 1e6 * seconds, floor / seconds,
-                   flops / seconds / 1e12, bytes / seconds / 1e9);
+}
+
+/* Seconds of 0: nothing was measured. */
+static void print_operation(const struct gpu_settings *s, const struct sizes *z, const struct gpu_ceilings *top, int op,
+                            double seconds)
+{
+    double flops, bytes;
+    op_cost(z, op, &flops, &bytes);
+    const double floor = flops / top->flops > bytes / top->bytes ? flops / top->flops : bytes / top->bytes;
+    if (s->json) {
+        printf("%s{\"name\":\"%s\",\"floor_us\":%.4f,\"flops\":%.4e,\"bytes\":%.4e", op ? "," : "", operations[op].name,
+               1e6 * floor, flops, bytes);
+        if (seconds > 0)
+            printf(",\"measured_us\":%.3f", 1e6 * seconds);
+        printf("}");
+    } else if (seconds > 0) {
+        printf("%-24s %10.2f %10.2f %8.2f %10.1f %10.1f\n", operations[op].name, 1e6 * floor, 1e6 * seconds,
+               floor / seconds, flops / seconds / 1e12, bytes / seconds / 1e9);
+    } else {
+        printf("%-24s %12.4f\n", operations[op].name, 1e6 * floor);
     }
+}
+
+static void print_end(const struct gpu_settings *s)
+{
     if (s->json)
         printf("]}\n");
+}
+
+void gpu_floors(const struct gpu_settings *s)
+{
+    const struct sizes z = sizes_of(s);
+    print_head(s, "floors", &s->given);
+    for (int op = 0; op < OP_COUNT; op++)
+        if (is_there(&z, op))
+            print_operation(s, &z, &s->given, op, 0);
+    print_end(s);
 }
 
 void gpu_ops(const struct gpu_settings *s, struct backend *be, const struct model *model)
@@ -679,6 +700,12 @@ void gpu_ops(const struct gpu_settings *s, struct backend *be, const struct mode
     if (b.sizes.quantised)
         place_blocks(&b);
     place_answering(&b, s->brief);
-    measure(s, &b, &top);
+    load_lora(&b.compute);
+    print_head(s, "ops", &top);
+    for (b.op = 0; b.op < OP_COUNT; b.op++)
+        if (is_there(&b.sizes, b.op))
+            print_operation(s, &b.sizes, &top, b.op,
+                            gpu_time(s, be, 5, operations[b.op].call, &b) / layers_a_call(&b, b.op));
+    print_end(s);
     exit(0); /* the process's end releases the card's memory */
 }

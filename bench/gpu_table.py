@@ -35,7 +35,8 @@ bench_gpu --ops --shape NAME [--batch B --tokens T --base bf16|q4_1 --context N]
     of one layer, gather: as if every row had a label. "decode ...": one token in one layer, of many in a recorded pass,
     without LoRA; the attention is to N tokens before it and itself, over keys and values that it stores first.
     "likeliest token": the head and the search, and the wait for the number. The table takes what base bf16 has, and of
-    q4_1 what is there only.
+    q4_1 what is there only. With --floors FLOPS:BYTES (a second) kind is "floors" and there is no "measured_us": what
+    such a card could do at best; no card is needed.
 
 FLOPs a token: 4 for each weight that a token meets (forward, and the gradient of the input; the head counts by the
 share of rows that are labelled), 3.5 times the causal attention's forward (2·T·heads·head_size a layer; backward is 2.5
