@@ -5,16 +5,15 @@
  *     bench_gpu --shape NAME [--batch B] [--tokens T] [--rank R] [--labels all|quarter] [--dp on|off]
  *               [--base bf16|q4_1] [--keep-quantised] [--level L] [--steps N] [--json]
  *     bench_gpu --decode --shape NAME [--base ...] [--context N] [--json]
- *     bench_gpu --ops --shape NAME [--batch B] [--tokens T] [--json]
+ *     bench_gpu --ops --shape NAME [--batch B] [--tokens T] [--base ...] [--context N] [--floors FLOPS:BYTES] [--json]
  *
+ * --floors: only the floors, from ceilings that are given (FLOP/s and bytes a second). Needs no card and no weights.
  * --brief: small ceilings and few repeats. For tests, which run it on the kernels' host build; its figures say nothing.
  *
  * With dp on a step is a logical batch of 32 examples, and the same steps without DP are measured in the same run.
  */
-#include "bench/synthetic.h"
+#include "bench/gpu.h"
 #include "model/infer.h"
-#include "model/layer.h"
-#include "model/placed.h"
 #include "model/train.h"
 
 #include <getopt.h>
@@ -25,14 +24,7 @@
 #define LOGICAL_BATCH 32
 #define STEPS_MAX 64
 
-struct settings {
-    const struct synthetic_shape *shape;
-    const char *base, *labels;
-    int batch, tokens, rank, steps, level, context;
-    bool brief, dp, keep_quantised, decode, ops, json, quantise_kv;
-};
-
-enum { OPTION_DECODE = 256, OPTION_OPS, OPTION_KEEP, OPTION_KV, OPTION_BRIEF };
+enum { OPTION_DECODE = 256, OPTION_OPS, OPTION_KEEP, OPTION_KV, OPTION_BRIEF, OPTION_FLOORS };
 
 static const struct option options[] = {
     {"shape", required_argument, NULL, 's'},
@@ -48,6 +40,7 @@ static const struct option options[] = {
     {"brief", no_argument, NULL, OPTION_BRIEF},
     {"decode", no_argument, NULL, OPTION_DECODE},
     {"ops", no_argument, NULL, OPTION_OPS},
+    {"floors", required_argument, NULL, OPTION_FLOORS},
     {"keep-quantised", no_argument, NULL, OPTION_KEEP},
     {"quantise-kv", no_argument, NULL, OPTION_KV},
     {"json", no_argument, NULL, 'j'},
@@ -60,16 +53,17 @@ static void die(const char *what)
     exit(1);
 }
 
-static void check(int rc, const struct error *err)
+void gpu_check(int rc, const struct error *err)
 {
     if (rc < 0)
         die(err->message);
 }
 
-static void parse(int argc, char **argv, struct settings *s)
+static void parse(int argc, char **argv, struct gpu_settings *s)
 {
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         const int number = optarg ? (int)strtol(optarg, NULL, 10) : 0;
+        char behind;
         switch (c) {
         case 's':
             if (!(s->shape = synthetic_shape_find(optarg)))
@@ -111,6 +105,12 @@ static void parse(int argc, char **argv, struct settings *s)
         case OPTION_OPS:
             s->ops = true;
             break;
+        case OPTION_FLOORS:
+            s->floors = true;
+            if (sscanf(optarg, "%lf:%lf%c", &s->given.flops, &s->given.bytes, &behind) != 2 || !(s->given.flops > 0) ||
+                !(s->given.bytes > 0))
+                die("--floors takes two positive numbers, as in 650e12:4.25e12");
+            break;
         case OPTION_BRIEF:
             s->brief = true;
             break;
@@ -124,6 +124,8 @@ static void parse(int argc, char **argv, struct settings *s)
             exit(2);
         }
     }
+    if (s->floors && !s->ops)
+        die("--floors goes with --ops");
     if (!s->shape || s->batch < 1 || s->tokens < 2 || s->rank < 1 || s->steps < 1 || s->steps > STEPS_MAX ||
         s->context < 1) {
         fprintf(stderr, "bench_gpu: --shape is one of: %s; numbers must be positive\n", synthetic_shape_names);
@@ -143,26 +145,36 @@ static double median(double *values, int n)
     return values[n / 2];
 }
 
-static void wait_for(struct backend *be)
+void gpu_wait(struct backend *be)
 {
     struct error err = {0};
-    check(be->ops->sync(be, &err), &err);
+    gpu_check(be->ops->sync(be, &err), &err);
 }
 
-static struct backend *open_card(const struct settings *s)
+static struct backend *open_card(const struct gpu_settings *s)
 {
     const struct backend_cuda_options card = {
         .precision = KERNEL_BF16, .tune = true, .keep_quantised = s->keep_quantised, .quantise_kv = s->quantise_kv};
     struct backend *be = NULL;
     struct error err = {0};
-    check(backend_cuda_new(&card, &be, &err), &err);
+    gpu_check(backend_cuda_new(&card, &be, &err), &err);
     return be;
+}
+
+void gpu_place(const struct gpu_settings *s, struct backend *be, const struct model *model,
+               struct placed_model **placed, struct lora *host, struct lora *lora)
+{
+    struct error err = {0};
+    const struct lora_config config = {
+        .mode = LORA_JOINT, .rank = s->rank, .alpha = 2 * s->rank, .targets = LORA_TARGETS_ALL};
+    synthetic_lora(host, &config, model);
+    gpu_check(placed_model_new(be, model, s->rank, placed, &err), &err);
+    gpu_check(lora_place(lora, host, be, &err), &err);
 }
 
 /* --- ceilings ---------------------------------------------------------------------------------------------------- */
 
-/* Seconds of one call, the median of several timed runs of `repeat` calls each. */
-static double time_calls(const struct settings *s, struct backend *be, int repeat, void (*call)(void *ctx), void *ctx)
+double gpu_time(const struct gpu_settings *s, struct backend *be, int repeat, void (*call)(void *ctx), void *ctx)
 {
     double times[7];
     const int runs = s->brief ? 1 : (int)ARRAY_LEN(times);
@@ -170,12 +182,12 @@ static double time_calls(const struct settings *s, struct backend *be, int repea
         repeat = 1;
     for (int i = s->brief; i < 2; i++)
         call(ctx);
-    wait_for(be);
+    gpu_wait(be);
     for (int i = 0; i < runs; i++) {
         const double start = now_seconds();
         for (int r = 0; r < repeat; r++)
             call(ctx);
-        wait_for(be);
+        gpu_wait(be);
         times[i] = (now_seconds() - start) / repeat;
     }
     return median(times, runs);
@@ -198,16 +210,15 @@ static void call_product(void *ctx)
         p->be->ops->group_forward(p->be, GROUP_TRAIN, p->g, NULL, p->m, p->x, p->y, p->none);
 }
 
-static void *take(struct backend *be, size_t values)
+void *gpu_take(struct backend *be, size_t values)
 {
     void *at = NULL;
     struct error err = {0};
-    check(be->ops->alloc(be, values * 2, &at, &err), &err);
+    gpu_check(be->ops->alloc(be, values * 2, &at, &err), &err);
     return at;
 }
 
-/* Random bfloat16 values of about unit size: products run slower on random data than on zeros. */
-static void fill_random(struct backend *be, void *at, size_t values)
+void gpu_fill(struct backend *be, void *at, size_t values)
 {
     const size_t chunk = (size_t)1 << 20;
     uint16_t *host = malloc(chunk * sizeof *host);
@@ -243,12 +254,7 @@ static double product_flops(const struct product_call *p)
     return 2.0 * p->m * out * p->g->in;
 }
 
-struct ceilings {
-    double peak, weighted; /* FLOP/s */
-    double copy;           /* bytes read and written a second */
-};
-
-static double measure_peak(const struct settings *s, struct backend *be)
+double gpu_peak(const struct gpu_settings *s, struct backend *be)
 {
     const int32_t n = s->brief ? 64 : 8192;
     const size_t values = (size_t)n * (size_t)n;
@@ -261,12 +267,12 @@ static double measure_peak(const struct settings *s, struct backend *be)
     for (size_t i = 0; i < values; i++)
         host[i] = (uint16_t)((next_random(&state) & 0x80ff) | 0x3c00);
     const struct tensor w = {host, TENSOR_BF16, n, n}, *const all[1] = {&w};
-    check(be->ops->group_new(be, 1, all, 0, &g, &err), &err);
-    struct product_call p = {.be = be, .g = &g, .m = n, .x = {take(be, values), n}};
-    void *y = take(be, values);
-    fill_random(be, p.x.at, values);
+    gpu_check(be->ops->group_new(be, 1, all, 0, &g, &err), &err);
+    struct product_call p = {.be = be, .g = &g, .m = n, .x = {gpu_take(be, values), n}};
+    void *y = gpu_take(be, values);
+    gpu_fill(be, p.x.at, values);
     set_outputs(&p, y);
-    const double seconds = time_calls(s, be, 10, call_product, &p);
+    const double seconds = gpu_time(s, be, 10, call_product, &p);
     be->ops->group_free(be, &g);
     be->ops->release(be, p.x.at);
     be->ops->release(be, y);
@@ -275,7 +281,7 @@ static double measure_peak(const struct settings *s, struct backend *be)
 }
 
 /* The step's products, forward and backward, of one layer and of the head, over their FLOPs; printed one by one. */
-static double measure_products(const struct settings *s, struct backend *be, const struct placed_model *placed,
+static double measure_products(const struct gpu_settings *s, struct backend *be, const struct placed_model *placed,
                                int32_t m)
 {
     const struct linear_group *groups[GROUP_COUNT + 1];
@@ -294,9 +300,9 @@ static double measure_products(const struct settings *s, struct backend *be, con
         widest = out * rows > widest ? out * rows : widest;
         widest = (size_t)groups[i]->in * rows > widest ? (size_t)groups[i]->in * rows : widest;
     }
-    void *x = take(be, widest), *y = take(be, widest);
-    fill_random(be, x, widest);
-    fill_random(be, y, widest);
+    void *x = gpu_take(be, widest), *y = gpu_take(be, widest);
+    gpu_fill(be, x, widest);
+    gpu_fill(be, y, widest);
     for (int i = 0; i <= GROUP_COUNT; i++) {
         for (int backward = 0; backward < 2; backward++) {
             struct product_call p = {.be = be,
@@ -305,7 +311,7 @@ static double measure_products(const struct settings *s, struct backend *be, con
                                      .x = {x, groups[i]->in},
                                      .backward = backward == 1};
             set_outputs(&p, y);
-            const double one = time_calls(s, be, 4, call_product, &p),
+            const double one = gpu_time(s, be, 4, call_product, &p),
                          times = i == GROUP_COUNT ? (double)m / head_rows : placed->model->config.layer_count;
             if (!s->json)
                 fprintf(stderr, "%-8s %-8s %8.1f us  %6.1f TFLOP/s\n", names[i], backward ? "backward" : "forward",
@@ -331,11 +337,11 @@ static void call_copy(void *ctx)
     c->be->ops->copy(c->be, c->to, c->from, c->bytes);
 }
 
-static double measure_copy(const struct settings *s, struct backend *be)
+double gpu_copy_rate(const struct gpu_settings *s, struct backend *be)
 {
     const size_t values = (size_t)1 << (s->brief ? 12 : 30);
-    struct copy_call c = {be, take(be, values), take(be, values), values * 2};
-    const double seconds = time_calls(s, be, 4, call_copy, &c);
+    struct copy_call c = {be, gpu_take(be, values), gpu_take(be, values), values * 2};
+    const double seconds = gpu_time(s, be, 4, call_copy, &c);
     be->ops->release(be, c.to);
     be->ops->release(be, c.from);
     return 2.0 * (double)c.bytes / seconds;
@@ -344,7 +350,7 @@ static double measure_copy(const struct settings *s, struct backend *be)
 /* --- a training step --------------------------------------------------------------------------------------------- */
 
 struct step {
-    const struct settings *s;
+    const struct gpu_settings *s;
     struct backend *be;
     const struct model *model;
     struct placed_model *placed;
@@ -361,7 +367,7 @@ struct step {
     uint64_t state;
 };
 
-static void fill_batch(struct batch *batch, const struct settings *s, uint64_t *state)
+static void fill_batch(struct batch *batch, const struct gpu_settings *s, uint64_t *state)
 {
     const int first = strcmp(s->labels, "quarter") == 0 ? s->tokens - s->tokens / 4 : 1;
     int32_t *ids = calloc((size_t)s->tokens, sizeof *ids);
@@ -409,7 +415,7 @@ static void one_step(struct step *t)
     }
     const struct adamw_params adamw = {1e-5f, 0.9f, 0.999f, 1e-8f, 0, ++t->steps};
     be->ops->adamw(be, t->n, &adamw, t->gradient, t->m, t->v, t->lora.trained);
-    wait_for(be);
+    gpu_wait(be);
 }
 
 struct measured {
@@ -421,7 +427,7 @@ struct measured {
 
 static struct measured measure_steps(struct step *t, bool dp, int micro_batches)
 {
-    const struct settings *s = t->s;
+    const struct gpu_settings *s = t->s;
     struct error err = {0};
     double times[STEPS_MAX];
     const int32_t rows = s->batch * s->tokens;
@@ -435,7 +441,7 @@ static struct measured measure_steps(struct step *t, bool dp, int micro_batches)
                                                 .checkpoint_level = s->level};
     t->dp = dp;
     t->micro_batches = micro_batches;
-    check(train_new(&train_options, t->model, &t->host, &t->train, &err), &err);
+    gpu_check(train_new(&train_options, t->model, &t->host, &t->train, &err), &err);
     fill_batch(&t->batch, s, &t->state);
     for (int i = 0; i < 3; i++) /* run, record, replay */
         one_step(t);
@@ -453,23 +459,19 @@ static struct measured measure_steps(struct step *t, bool dp, int micro_batches)
     return result;
 }
 
-static void step_init(struct step *t, const struct settings *s, struct backend *be, const struct model *model)
+static void step_init(struct step *t, const struct gpu_settings *s, struct backend *be, const struct model *model)
 {
     struct error err = {0};
-    const struct lora_config config = {
-        .mode = LORA_JOINT, .rank = s->rank, .alpha = 2 * s->rank, .targets = LORA_TARGETS_ALL};
     void *memory = NULL;
     *t = (struct step){.s = s, .be = be, .model = model, .state = 3};
-    synthetic_lora(&t->host, &config, model);
+    gpu_place(s, be, model, &t->placed, &t->host, &t->lora);
     t->n = t->host.trained_count;
-    check(placed_model_new(be, model, s->rank, &t->placed, &err), &err);
-    check(lora_place(&t->lora, &t->host, be, &err), &err);
-    check(be->ops->alloc(be, t->n * (sizeof *t->sum + 3 * sizeof(float)), &memory, &err), &err);
+    gpu_check(be->ops->alloc(be, t->n * (sizeof *t->sum + 3 * sizeof(float)), &memory, &err), &err);
     t->sum = memory;
     t->gradient = (float *)(t->sum + t->n);
     t->m = t->gradient + t->n;
     t->v = t->m + t->n;
-    check(batch_init(&t->batch, s->batch * s->tokens, s->batch, &err), &err);
+    gpu_check(batch_init(&t->batch, s->batch * s->tokens, s->batch, &err), &err);
 }
 
 static void step_release(struct step *t)
@@ -482,7 +484,7 @@ static void step_release(struct step *t)
 }
 
 /* As gpu_table.py says: 4 a weight, 3.5 of the causal attention's forward, 6 a LoRA weight; the head by label rows. */
-static double flops_per_token(const struct settings *s, const struct model *model, size_t lora)
+static double flops_per_token(const struct gpu_settings *s, const struct model *model, size_t lora)
 {
     const struct model_config *c = &model->config;
     const double head = (double)c->vocabulary * c->d_model;
@@ -492,12 +494,12 @@ static double flops_per_token(const struct settings *s, const struct model *mode
     return 4 * ((double)model_weight_count(model) - head + head * labelled) + 3.5 * attention + 6.0 * (double)lora;
 }
 
-static void bench_train(const struct settings *s, struct backend *be, const struct model *model)
+static void bench_train(const struct gpu_settings *s, struct backend *be, const struct model *model)
 {
     struct step t;
     struct measured off = {0}, on = {0};
     step_init(&t, s, be, model);
-    const struct ceilings c = {measure_peak(s, be), measure_products(s, be, t.placed, s->batch * s->tokens), 0};
+    const double peak = gpu_peak(s, be), weighted = measure_products(s, be, t.placed, s->batch * s->tokens);
     const int logical = s->brief ? 2 * s->batch : LOGICAL_BATCH;
     const int micro = s->dp ? (logical + s->batch - 1) / s->batch : 1;
     const double rows = (double)s->batch * s->tokens * micro;
@@ -513,7 +515,7 @@ static void bench_train(const struct settings *s, struct backend *be, const stru
                "\"loss\":%.4f,\"gemm_tflops\":{\"peak\":%.1f,\"weighted\":%.1f}",
                s->shape->name, s->batch, s->tokens, s->rank, s->labels, s->dp ? "on" : "off", s->base,
                s->keep_quantised ? " kept" : "", s->steps, micro, m->level, 1e3 * m->seconds, rows / m->seconds,
-               m->bytes, flops, m->loss, c.peak / 1e12, c.weighted / 1e12);
+               m->bytes, flops, m->loss, peak / 1e12, weighted / 1e12);
         if (s->dp)
             printf(",\"tokens_per_second_without_dp\":%.1f", rows / off.seconds);
         printf("}\n");
@@ -521,8 +523,8 @@ static void bench_train(const struct settings *s, struct backend *be, const stru
         printf("%s  %d x %d  base %s  dp %s  level %d  step %.2f ms = %.0f tokens/s = %.3f of the shape's products "
                "(%.0f TFLOP/s), %.3f of 8192^3 (%.0f)  loss %.3f\n",
                s->shape->name, s->batch, s->tokens, s->base, s->dp ? "on" : "off", m->level, 1e3 * m->seconds,
-               rows / m->seconds, rows / m->seconds * flops / c.weighted, c.weighted / 1e12,
-               rows / m->seconds * flops / c.peak, c.peak / 1e12, m->loss);
+               rows / m->seconds, rows / m->seconds * flops / weighted, weighted / 1e12,
+               rows / m->seconds * flops / peak, peak / 1e12, m->loss);
         if (s->dp)
             printf("without dp %.0f tokens/s: dp costs %.2f %%\n", rows / off.seconds,
                    100 * (on.seconds / off.seconds - 1));
@@ -532,7 +534,7 @@ static void bench_train(const struct settings *s, struct backend *be, const stru
 
 /* --- decoding ---------------------------------------------------------------------------------------------------- */
 
-static void bench_decode(const struct settings *s, struct backend *be, const struct model *model)
+static void bench_decode(const struct gpu_settings *s, struct backend *be, const struct model *model)
 {
     struct infer *infer = NULL;
     struct kv_cache *cache = NULL;
@@ -547,19 +549,19 @@ static void bench_decode(const struct settings *s, struct backend *be, const str
         abort();
     for (int32_t i = 0; i < context; i++)
         ids[i] = (int32_t)(next_random(&state) % (uint32_t)vocabulary);
-    check(infer_new(&infer_options, model, &infer, &err), &err);
-    check(kv_cache_new(be, model, context + answer + 1, &cache, &err), &err);
+    gpu_check(infer_new(&infer_options, model, &infer, &err), &err);
+    gpu_check(kv_cache_new(be, model, context + answer + 1, &cache, &err), &err);
     for (int repeat = 0; repeat < repeats; repeat++) {
         kv_cache_truncate(cache, 0);
         const struct infer_extend prompt = {cache, ids, context};
         const double start = now_seconds();
-        check(infer_extend(infer, NULL, &prompt, 1, &err), &err);
+        gpu_check(infer_extend(infer, NULL, &prompt, 1, &err), &err);
         const double began = now_seconds();
         for (int32_t i = 0; i < answer; i++) {
             int32_t best = 0;
-            check(infer_likeliest(infer, cache, &best, &err), &err);
+            gpu_check(infer_likeliest(infer, cache, &best, &err), &err);
             const struct infer_extend one = {cache, &best, 1};
-            check(infer_extend(infer, NULL, &one, 1, &err), &err);
+            gpu_check(infer_extend(infer, NULL, &one, 1, &err), &err);
         }
         times[repeat] = (now_seconds() - began) / answer;
         prefill[repeat] = began - start;
@@ -578,394 +580,29 @@ static void bench_decode(const struct settings *s, struct backend *be, const str
     free(ids);
 }
 
-/* --- every operation
- * -------------------------------------------------------------------------------------------------- */
-
-/* The matrices of one layer, as a step has them, and what an operation's call needs. */
-struct layer_bench {
-    struct backend *be;
-    const struct model_config *c;
-    struct placed_model *placed;
-    struct compute compute;
-    struct placed_segments segments;
-    struct attention_shape shape;
-    int32_t m, rank, examples;
-    struct rows x, add, xn, dxn, q, k, v, dq, dk, dv, o, do_, gate, up, act, dact, hidden, dhidden;
-    float *rstd, *rstd_heads, *lse, *losses, *gradients, *weights;
-    int32_t *ints; /* positions, then targets */
-    size_t stride;
-    int64_t *sum;
-    struct lora *lora;
-    uint32_t vector;
-    int op;
-};
-
-enum {
-    OP_NORM_F,
-    OP_NORM_B,
-    OP_HEADS_F,
-    OP_HEADS_B,
-    OP_ROPE,
-    OP_ATTENTION_F,
-    OP_ATTENTION_B,
-    OP_GATE_F,
-    OP_GATE_B,
-    OP_QKV_F,
-    OP_QKV_B,
-    OP_O_F,
-    OP_O_B,
-    OP_UP_F,
-    OP_UP_B,
-    OP_DOWN_F,
-    OP_DOWN_B,
-    OP_QKV_G,
-    OP_O_G,
-    OP_UP_G,
-    OP_DOWN_G,
-    OP_EMBED,
-    OP_HEAD,
-    OP_LORA_LOAD,
-    OP_CLIP,
-    OP_NOISE,
-    OP_ADAMW,
-    OP_COUNT
-};
-
-static const char *const op_names[OP_COUNT] = {"norm",
-                                               "norm backward",
-                                               "norms of heads",
-                                               "norms of heads backward",
-                                               "rope",
-                                               "attention",
-                                               "attention backward",
-                                               "gate",
-                                               "gate backward",
-                                               "qkv",
-                                               "qkv backward",
-                                               "o",
-                                               "o backward",
-                                               "gate, up",
-                                               "gate, up backward",
-                                               "down",
-                                               "down backward",
-                                               "qkv gradients",
-                                               "o gradients",
-                                               "gate, up gradients",
-                                               "down gradients",
-                                               "embed",
-                                               "head and loss",
-                                               "load lora (all layers)",
-                                               "clip (all parameters)",
-                                               "noise (all parameters)",
-                                               "adamw (all parameters)"};
-
-static void call_op(void *ctx)
-{
-    struct layer_bench *b = ctx;
-    struct backend *be = b->be;
-    const struct model_config *c = b->c;
-    static const uint8_t key[32] = {9};
-    const struct placed_layer *layer = &b->placed->layers[0];
-    const struct rows qkv[3] = {b->q, b->k, b->v}, dqkv[3] = {b->dq, b->dk, b->dv}, up[2] = {b->gate, b->up};
-    const int32_t heads = c->head_count * c->head_size, kv = c->kv_head_count * c->head_size;
-    const struct placed_labels labels = {b->m, b->ints + b->m, b->weights};
-    const struct clip_params clip = {1, 65536};
-    const struct adamw_params adamw = {1e-9f, 0.9f, 0.99f, 1e-8f, 0, 5};
-    struct gaussian gaussian;
-    switch (b->op) {
-    case OP_NORM_F:
-        be->ops->norm_forward(be, b->m, c->d_model, c->norm_eps, layer->attn_norm, b->x, b->add, b->xn, b->rstd);
-        break;
-    case OP_NORM_B:
-        be->ops->norm_backward(be, b->m, c->d_model, layer->attn_norm, b->x, b->rstd, b->dxn, b->dhidden, true);
-        break;
-    case OP_HEADS_F:
-        be->ops->head_norm_forward(be, b->m, c->head_count, c->head_size, c->norm_eps, layer->q_norm, b->q, b->o,
-                                   b->rstd_heads);
-        be->ops->head_norm_forward(be, b->m, c->kv_head_count, c->head_size, c->norm_eps, layer->k_norm, b->k, b->do_,
-                                   b->rstd_heads);
-        break;
-    case OP_HEADS_B:
-        be->ops->head_norm_backward(be, b->m, c->head_count, c->head_size, layer->q_norm, b->q, b->rstd_heads, b->o,
-                                    b->o);
-        be->ops->head_norm_backward(be, b->m, c->kv_head_count, c->head_size, layer->k_norm, b->k, b->rstd_heads,
-                                    b->do_, b->do_);
-        break;
-    case OP_ROPE:
-        layer_rope(&b->compute, 0, b->m, b->ints, false, b->q, b->k);
-        break;
-    case OP_ATTENTION_F:
-        be->ops->attention_forward(be, &b->shape, &b->segments, b->m, b->q, b->k, b->v, b->o, b->lse);
-        break;
-    case OP_ATTENTION_B:
-        be->ops->attention_backward(be, &b->shape, &b->segments, b->m, b->q, b->k, b->v, b->o, b->lse, b->do_, b->dq,
-                                    b->dk, b->dv);
-        break;
-    case OP_GATE_F:
-        be->ops->gated_forward(be, b->m, c->d_ff, c->gate, b->gate, b->up, b->act);
-        break;
-    case OP_GATE_B:
-        be->ops->gated_backward(be, b->m, c->d_ff, c->gate, b->gate, b->up, b->dact);
-        break;
-    case OP_QKV_F:
-        group_forward(&b->compute, 0, GROUP_QKV, b->m, b->xn, qkv, rows_from(be, b->xn, c->d_model));
-        break;
-    case OP_QKV_B:
-        group_backward(&b->compute, 0, GROUP_QKV, b->m, dqkv, rows_from(be, b->dv, kv), true, b->dxn);
-        break;
-    case OP_O_F:
-        group_forward(&b->compute, 0, GROUP_O, b->m, b->o, &b->hidden, rows_from(be, b->o, heads));
-        break;
-    case OP_O_B:
-        group_backward(&b->compute, 0, GROUP_O, b->m, &b->dhidden, rows_from(be, b->dhidden, c->d_model), true, b->do_);
-        break;
-    case OP_UP_F:
-        group_forward(&b->compute, 0, GROUP_GATE_UP, b->m, b->xn, up, rows_from(be, b->xn, c->d_model));
-        break;
-    case OP_UP_B:
-        group_backward(&b->compute, 0, GROUP_GATE_UP, b->m, up, rows_from(be, b->up, c->d_ff), true, b->dxn);
-        break;
-    case OP_DOWN_F:
-        group_forward(&b->compute, 0, GROUP_DOWN, b->m, b->act, &b->hidden, rows_from(be, b->act, c->d_ff));
-        break;
-    case OP_DOWN_B:
-        group_backward(&b->compute, 0, GROUP_DOWN, b->m, &b->dhidden, rows_from(be, b->dhidden, c->d_model), true,
-                       b->dact);
-        break;
-    case OP_QKV_G:
-        group_gradients(&b->compute, 0, GROUP_QKV, &b->segments, dqkv, rows_from(be, b->xn, c->d_model),
-                        rows_from(be, b->dv, kv), b->xn, b->gradients, b->stride);
-        break;
-    case OP_O_G:
-        group_gradients(&b->compute, 0, GROUP_O, &b->segments, &b->dhidden, rows_from(be, b->o, heads),
-                        rows_from(be, b->dhidden, c->d_model), b->o, b->gradients, b->stride);
-        break;
-    case OP_UP_G:
-        group_gradients(&b->compute, 0, GROUP_GATE_UP, &b->segments, up, rows_from(be, b->xn, c->d_model),
-                        rows_from(be, b->up, c->d_ff), b->xn, b->gradients, b->stride);
-        break;
-    case OP_DOWN_G:
-        group_gradients(&b->compute, 0, GROUP_DOWN, &b->segments, &b->dhidden, rows_from(be, b->act, c->d_ff),
-                        rows_from(be, b->dhidden, c->d_model), b->act, b->gradients, b->stride);
-        break;
-    case OP_EMBED:
-        be->ops->embed(be, b->m, &b->placed->embedding, b->ints, model_embedding_scale(c), b->x);
-        break;
-    case OP_HEAD:
-        be->ops->cross_entropy(be, &b->placed->head, &labels, b->hidden, b->losses, b->dxn);
-        break;
-    case OP_LORA_LOAD:
-        load_lora(&b->compute);
-        break;
-    case OP_CLIP:
-        be->ops->clip_accumulate(be, b->lora->trained_count, b->examples, b->gradients, b->stride, &clip, b->sum, NULL);
-        break;
-    case OP_NOISE:
-        if (gaussian_init(&gaussian, (uint64_t)1 << 32)) {
-            be->ops->noise_begin(be, key, b->vector++, &gaussian, b->lora->trained_count);
-            be->ops->noise_add(be, b->lora->trained_count, b->sum);
-        }
-        break;
-    case OP_ADAMW:
-        be->ops->adamw(be, b->lora->trained_count, &adamw, b->gradients, b->gradients + b->stride,
-                       b->gradients + 2 * b->stride, b->lora->trained);
-        break;
-    default:
-        break;
-    }
-}
-
-/* Floating-point operations and bytes (each input read once, each output written once) of an operation. */
-static void op_cost(const struct layer_bench *b, int op, double *flops, double *bytes)
-{
-    const struct model_config *c = b->c;
-    const double m = b->m, d = c->d_model, ff = c->d_ff, heads = c->head_count * c->head_size,
-                 kv = c->kv_head_count * c->head_size, r = b->rank, vocabulary = c->vocabulary;
-    const double tokens = m / b->examples, p = (double)b->lora->trained_count, e = b->examples;
-    const double ins[4] = {d, heads, d, ff}, outs[4] = {heads + 2 * kv, d, 2 * ff, d};
-    const double ranks[4] = {3 * r, r, group_size(c, GROUP_GATE_UP) * r, r};
-    *flops = 0;
-    *bytes = 0;
-    switch (op) {
-    case OP_NORM_F:
-    case OP_NORM_B:
-        *bytes = 4 * 2 * m * d;
-        return;
-    case OP_HEADS_F:
-    case OP_HEADS_B:
-        *bytes = (op == OP_HEADS_F ? 2 : 3) * 2 * m * (heads + kv) + 4 * m * (heads + kv) / c->head_size;
-        return;
-    case OP_ROPE:
-        *bytes = 2 * 2 * m * (heads + kv) * model_rotated(c) / c->head_size;
-        return;
-    case OP_ATTENTION_F:
-        *flops = 2 * tokens * heads * m;
-        *bytes = 2 * m * (2 * heads + 2 * kv);
-        return;
-    case OP_ATTENTION_B:
-        *flops = 2.5 * 2 * tokens * heads * m;
-        *bytes = 2 * m * (4 * heads + 4 * kv);
-        return;
-    case OP_GATE_F:
-        *bytes = 2 * m * 3 * ff;
-        return;
-    case OP_GATE_B:
-        *bytes = 2 * m * 5 * ff;
-        return;
-    case OP_EMBED:
-        *bytes = 2 * 2 * m * d;
-        return;
-    case OP_HEAD:
-        *flops = 4 * m * d * vocabulary;
-        *bytes = 2 * m * (2 * d + 4 * vocabulary) + 4 * d * vocabulary; /* logits out, read twice, gradient out */
-        return;
-    case OP_LORA_LOAD:
-        *bytes = p * 6;
-        return;
-    case OP_CLIP:
-        *bytes = e * p * 4 * 2 + 16 * p;
-        return;
-    case OP_NOISE:
-        *bytes = 8 * p * 5;
-        return;
-    case OP_ADAMW:
-        *bytes = 4 * p * 7;
-        return;
-    default:
-        break;
-    }
-    if (op >= OP_QKV_G) {
-        const int g = op - OP_QKV_G;
-        *flops = 2 * m * (outs[g] + ins[g]) * r;
-        *bytes = 2 * m * (outs[g] + ins[g] + 2 * ranks[g]) + 8 * e * r * (outs[g] + ranks[g] / r * ins[g]);
-        return;
-    }
-    const int g = (op - OP_QKV_F) / 2;
-    *flops = 2 * m * ins[g] * outs[g] + 2 * m * r * (outs[g] + ranks[g] / r * ins[g]);
-    *bytes = 2 * (m * (ins[g] + outs[g]) + ins[g] * outs[g]);
-}
-
-static struct rows take_rows(struct backend *be, int32_t m, int32_t width, int32_t ranks)
-{
-    const int32_t stride = width + backend_lora_columns(ranks);
-    struct rows r = {take(be, (size_t)m * (size_t)stride), stride};
-    fill_random(be, r.at, (size_t)m * (size_t)stride);
-    return r;
-}
-
-static void bench_ops(const struct settings *s, struct backend *be, const struct model *model)
-{
-    struct step t;
-    struct error err = {0};
-    const struct model_config *c = &model->config;
-    const int32_t m = s->batch * s->tokens, heads = c->head_count * c->head_size, kv = c->kv_head_count * c->head_size;
-    step_init(&t, s, be, model);
-    const struct ceilings top = {measure_peak(s, be), 0, measure_copy(s, be)};
-    struct layer_bench b = {.be = be,
-                            .c = c,
-                            .placed = t.placed,
-                            .shape = model_attention_shape(c),
-                            .m = m,
-                            .rank = s->rank,
-                            .examples = s->batch,
-                            .lora = &t.lora,
-                            .sum = t.sum};
-    const struct backend_needs needs = {.rows = m,
-                                        .width = layer_width_max(c, 3 * s->rank),
-                                        .shape = b.shape,
-                                        .segment_rows = s->tokens,
-                                        .label_rows = m,
-                                        .vocabulary = c->vocabulary,
-                                        .d_model = c->d_model,
-                                        .arena = t.n,
-                                        .units = s->batch,
-                                        .noise = true};
-    check(be->ops->reserve(be, &needs, &err), &err);
-    b.compute = (struct compute){.be = be, .placed = t.placed, .config = c, .lora = &t.lora, .use = GROUP_TRAIN};
-    b.x = take_rows(be, m, c->d_model, 0);
-    b.add = take_rows(be, m, c->d_model, 0);
-    b.xn = take_rows(be, m, c->d_model, 3 * s->rank);
-    b.dxn = take_rows(be, m, c->d_model, 0);
-    b.hidden = take_rows(be, m, c->d_model, 0);
-    b.dhidden = take_rows(be, m, c->d_model, s->rank);
-    b.q = take_rows(be, m, heads + 2 * kv, 0);
-    b.k = rows_from(be, b.q, heads);
-    b.v = rows_from(be, b.k, kv);
-    b.dq = take_rows(be, m, heads + 2 * kv, 3 * s->rank);
-    b.dk = rows_from(be, b.dq, heads);
-    b.dv = rows_from(be, b.dk, kv);
-    b.o = take_rows(be, m, heads, s->rank);
-    b.do_ = take_rows(be, m, heads, 0);
-    b.gate = take_rows(be, m, 2 * c->d_ff, 2 * s->rank);
-    b.up = rows_from(be, b.gate, c->d_ff);
-    b.act = take_rows(be, m, c->d_ff, s->rank);
-    b.dact = take_rows(be, m, c->d_ff, 0);
-    b.rstd = take(be, 2 * (size_t)m);
-    b.rstd_heads = take(be, 2 * (size_t)m * (size_t)c->head_count);
-    b.losses = take(be, 2 * (size_t)m);
-    b.weights = take(be, 2 * (size_t)m);
-    b.lse = take(be, 2 * (size_t)m * (size_t)c->head_count);
-    b.ints = take(be, 4 * (size_t)m);
-    b.stride = (t.n + 63) / 64 * 64;
-    b.gradients = take(be, 2 * b.stride * (size_t)(s->batch > 3 ? s->batch : 3));
-    int32_t *ints = malloc(2 * (size_t)m * sizeof *ints), *offsets = malloc(((size_t)s->batch + 1) * sizeof *offsets);
-    if (!ints || !offsets)
-        abort();
-    check(place_rope_table(&b.compute, model, s->tokens, take(be, 2 * rope_table_floats(c, s->tokens)), &err), &err);
-    for (int32_t i = 0; i < m; i++) {
-        ints[i] = i % s->tokens;
-        ints[m + i] = i % c->vocabulary;
-    }
-    for (int32_t e = 0; e <= s->batch; e++)
-        offsets[e] = e * s->tokens;
-    be->ops->upload(be, b.ints, ints, 2 * (size_t)m * sizeof *ints);
-    check(be->ops->segments_new(be, m, s->batch, &b.segments, &err), &err);
-    be->ops->segments_set(be, &b.segments, s->batch, offsets);
-    if (s->json)
-        printf("{\"program\":\"bench_gpu\",\"kind\":\"ops\",\"shape\":\"%s\",\"batch\":%d,\"tokens\":%d,\"ops\":[",
-               s->shape->name, s->batch, s->tokens);
-    else
-        printf("%-24s %10s %10s %8s %10s %10s   (ceilings %.0f TFLOP/s, %.2f TB/s)\n", s->shape->name, "floor us", "us",
-               "of floor", "TFLOP/s", "GB/s", top.peak / 1e12, top.copy / 1e12);
-    load_lora(&b.compute);
-    for (b.op = 0; b.op < OP_COUNT; b.op++) {
-        double flops, bytes;
-        if (!c->qk_norm && (b.op == OP_HEADS_F || b.op == OP_HEADS_B))
-            continue;
-        op_cost(&b, b.op, &flops, &bytes);
-        const double floor = flops / top.peak > bytes / top.copy ? flops / top.peak : bytes / top.copy;
-        const double seconds = time_calls(s, be, 5, call_op, &b);
-        if (s->json)
-            printf("%s{\"name\":\"%s\",\"floor_us\":%.2f,\"measured_us\":%.2f,\"flops\":%.4e,\"bytes\":%.4e}",
-                   b.op ? "," : "", op_names[b.op], 1e6 * floor, 1e6 * seconds, flops, bytes);
-        else
-            printf("%-24s %10.1f %10.1f %8.2f %10.1f %10.1f\n", op_names[b.op], 1e6 * floor, 1e6 * seconds,
-                   floor / seconds, flops / seconds / 1e12, bytes / seconds / 1e9);
-    }
-    if (s->json)
-        printf("]}\n");
-    exit(0); /* the process's end releases the card's memory */
-}
-
 int main(int argc, char **argv)
 {
-    struct settings s = {.base = "bf16",
-                         .labels = "all",
-                         .batch = 4,
-                         .tokens = 1024,
-                         .rank = 16,
-                         .steps = 10,
-                         .level = TRAIN_LEVEL_AUTO,
-                         .context = 512};
+    struct gpu_settings s = {.base = "bf16",
+                             .labels = "all",
+                             .batch = 4,
+                             .tokens = 1024,
+                             .rank = 16,
+                             .steps = 10,
+                             .level = TRAIN_LEVEL_AUTO,
+                             .context = 512};
     struct synthetic synthetic;
     parse(argc, argv, &s);
+    if (s.ops && s.floors) {
+        gpu_floors(&s);
+        return 0;
+    }
     struct backend *be = open_card(&s);
     synthetic_init_shape(&synthetic, s.shape, strcmp(s.base, "q4_1") == 0 ? TENSOR_Q4_1 : TENSOR_BF16);
     const struct model *model = synthetic_model(&synthetic);
     if (s.decode)
         bench_decode(&s, be, model);
     else if (s.ops)
-        bench_ops(&s, be, model);
+        gpu_ops(&s, be, model);
     else
         bench_train(&s, be, model);
     backend_free(be);

@@ -28,9 +28,15 @@ bench_gpu --shape NAME --batch B --tokens T --rank R --labels all|quarter --dp o
 bench_gpu --decode --shape NAME --base bf16|q4_1 [--batch B] --json
     {"program": "bench_gpu", "kind": "decode", "shape", "base", "batch": sequences at once (1), "context": tokens that
      are there already, "decode_tokens_per_second", "memory_bytes"}
-bench_gpu --ops --shape NAME [--batch B --tokens T] --json       (without --json: as a table for people)
-    {"program": "bench_gpu", "kind": "ops", "shape", "batch", "tokens", "ops": [{"name", "floor_us": predicted from
-     FLOPs and bytes over the card's measured ceilings, "measured_us", "flops", "bytes"}, ...]}
+bench_gpu --ops --shape NAME [--batch B --tokens T --base bf16|q4_1 --context N] --json    (without --json: for people)
+    {"program": "bench_gpu", "kind": "ops", "shape", "batch", "tokens", "base" (as above), "context", "ops": [{"name",
+     "floor_us": predicted from FLOPs and bytes over the card's measured ceilings, "measured_us", "flops", "bytes"}, ...]}
+    What a shape or a base lacks (norms of heads, biases, quantised matrices) is left out. Operations of a step: B·T rows
+    of one layer, gather: as if every row had a label. "decode ...": one token in one layer, of many in a recorded pass,
+    without LoRA; the attention is to N tokens before it and itself, over keys and values that it stores first.
+    "likeliest token": the head and the search, and the wait for the number. The table takes what base bf16 has, and of
+    q4_1 what is there only. With --floors FLOPS:BYTES (a second) kind is "floors" and there is no "measured_us": what
+    such a card could do at best; no card is needed.
 
 FLOPs a token: 4 for each weight that a token meets (forward, and the gradient of the input; the head counts by the
 share of rows that are labelled), 3.5 times the causal attention's forward (2·T·heads·head_size a layer; backward is 2.5
@@ -150,6 +156,17 @@ def train_rows(found, shape):
     return rows
 
 
+def ops_of(found, shape):
+    """The line of base bf16, and all operations: of q4_1's line those that the other lacks."""
+    lines = [found.last(program="bench_gpu", kind="ops", shape=shape, base=base) for base in ("bf16", "q4_1")]
+    by_name = {}
+    for line in lines:
+        for op in (line or {}).get("ops") or []:
+            if isinstance(op, dict):
+                by_name.setdefault(op.get("name"), op)
+    return lines[0], list(by_name.values())
+
+
 def shape_result(found, shape):
     rows = train_rows(found, shape)
     speed = {(row.get("dp"), row.get("base")): row.get("tokens_per_second") for row in rows}
@@ -164,7 +181,7 @@ def shape_result(found, shape):
             entry.update(batch=line.get("batch"), context=line.get("context"),
                          memory_bytes=number(line, "memory_bytes"))
         decode.append(entry)
-    ops = found.last(program="bench_gpu", kind="ops", shape=shape)
+    ops, listed = ops_of(found, shape)
     with_dp = found.last(program="bench_gpu", kind="train", shape=shape, dp="on", base="bf16")
     return {"shape": shape, "train": rows, "decode": decode,
             "gemm": {"peak_tflops": peak, "weighted_tflops": weighted, "measured_by": source},
@@ -173,8 +190,7 @@ def shape_result(found, shape):
             "q4_1_kept_over_bf16": ratio(speed.get(("off", "q4_1 kept")), speed.get(("off", "bf16"))),
             "q4_1_over_bf16": ratio(speed.get(("off", "q4_1")), speed.get(("off", "bf16"))),
             "decode_q4_1_over_bf16": ratio(decode[1]["tokens_per_second"], decode[0]["tokens_per_second"]),
-            "ops_error": (ops or {}).get("error"),
-            "ops": [op for op in (ops or {}).get("ops") or [] if isinstance(op, dict)]}
+            "ops_error": (ops or {}).get("error"), "ops": listed}
 
 
 def warnings(result):

@@ -175,7 +175,10 @@ measure_shape() {
             --base $base --json
     done
     if [ "$quick" = no ]; then
-        measure 120 program=bench_gpu kind=ops "shape=$shape" -- "${ours[@]}" --ops "${size[@]}" --json
+        for base in bf16 q4_1; do
+            measure 120 program=bench_gpu kind=ops "shape=$shape" base=$base -- "${ours[@]}" --ops "${size[@]}" \
+                --base $base --json
+        done
     fi
 }
 
