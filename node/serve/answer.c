@@ -19,7 +19,7 @@ struct answerer {
     const struct rng *rng;
     const struct clock *clock;
     struct pool *pool;
-    struct backend *backend; /* its own: answering and training are two threads */
+    struct backend *backend; /* its own: answering and training are two threads; infer and cache are on it */
     struct lora lora;        /* the factors of computed_with on the backend */
     struct infer *infer;
     struct kv_cache *cache;
@@ -42,6 +42,49 @@ struct run {
     size_t emitted; /* bytes of answer->text given to request->piece */
 };
 
+/* On the backend. What is there after a failure is released by close_parts. */
+static int open_parts(struct answerer *a, struct error *err)
+{
+    const struct infer_options options = {.backend = a->backend,
+                                          .rows_max = PROMPT_PIECE,
+                                          .context_max = a->context,
+                                          .rank_max = LORA_RANK_MAX,
+                                          .answering = true};
+    int rc = infer_new(&options, &a->site->model, &a->infer, err);
+
+    return rc < 0 ? rc : kv_cache_new(a->backend, &a->site->model, a->context, &a->cache, err);
+}
+
+static void close_parts(struct answerer *a)
+{
+    kv_cache_free(a->cache);
+    infer_free(a->infer);
+    backend_free(a->backend);
+    a->cache = NULL;
+    a->infer = NULL;
+    a->backend = NULL;
+}
+
+/* After rc, a failure to take memory from the backend: 0, and everything is on the CPU, with nothing in the cache; or
+ * the failure, if it stands, and nothing has changed. The adapter's factors are not on the backend. */
+static int answer_on_cpu(struct answerer *a, int rc, struct error *err)
+{
+    struct answerer before = *a;
+
+    if (!site_falls_back(a->site, a->backend, "answering", err))
+        return rc;
+    a->cache = NULL;
+    a->infer = NULL;
+    a->backend = NULL;
+    if ((rc = site_cpu_backend_new(a->site, a->pool, &a->backend, err)) == 0 && (rc = open_parts(a, err)) == 0) {
+        close_parts(&before);
+        return 0;
+    }
+    close_parts(a);
+    *a = before;
+    return rc;
+}
+
 int answerer_new(struct answerer **ret_answerer, const struct site *site, int32_t context_tokens, const struct rng *rng,
                  const struct clock *clock, struct error *err)
 {
@@ -56,16 +99,11 @@ int answerer_new(struct answerer **ret_answerer, const struct site *site, int32_
     a->clock = clock;
     a->context = context_tokens < m->context_length ? context_tokens : m->context_length;
     a->prompt.max = (size_t)a->context - 1; /* room for one token of an answer */
-    if ((rc = pool_new(site->threads, &a->pool, err)) < 0 ||
-        (rc = site_backend_new(site, a->pool, &a->backend, err)) < 0)
+    if ((rc = pool_new(site->threads, &a->pool, err)) < 0)
         goto out;
-    struct infer_options options = {.backend = a->backend,
-                                    .rows_max = PROMPT_PIECE,
-                                    .context_max = a->context,
-                                    .rank_max = LORA_RANK_MAX,
-                                    .answering = true};
-    if ((rc = infer_new(&options, &site->model, &a->infer, err)) < 0 ||
-        (rc = kv_cache_new(a->backend, &site->model, a->context, &a->cache, err)) < 0)
+    if ((rc = site_backend_new(site, a->pool, &a->backend, err)) == 0)
+        rc = open_parts(a, err);
+    if (rc < 0 && (rc = answer_on_cpu(a, rc, err)) < 0)
         goto out;
     a->logits = calloc((size_t)m->vocabulary, sizeof *a->logits);
     if (!a->logits) {
@@ -83,10 +121,8 @@ void answerer_free(struct answerer *a)
 {
     if (!a)
         return;
-    kv_cache_free(a->cache);
-    infer_free(a->infer);
     lora_unplace(&a->lora);
-    backend_free(a->backend);
+    close_parts(a);
     pool_free(a->pool);
     served_adapter_drop(a->computed_with);
     token_list_release(&a->prompt);
@@ -170,6 +206,8 @@ static int change_adapter(struct answerer *a, struct served_adapter *adapter, st
     if (!adapter)
         return 0;
     int rc = lora_place(&a->lora, &adapter->lora, a->backend, err);
+    if (rc < 0 && (rc = answer_on_cpu(a, rc, err)) == 0)
+        rc = lora_place(&a->lora, &adapter->lora, a->backend, err);
     if (rc < 0)
         return rc;
     a->computed_with = adapter;
