@@ -87,10 +87,15 @@ static int open_device(struct site *site, const struct config *config, struct er
     }
     if (required)
         return config_fail(config, "device.kind", err, "%s", why.message);
-    if (cuda && why.code == ERR_NOT_FOUND) /* the usual case of a machine without a card */
+    if (cuda && !backend_cuda_built()) {
         log_debug(&log_site, "computing on the CPU: %s", why.message);
-    else if (cuda)
-        warn_of_cpu("computing", &why);
+    } else if (cuda) {
+        site->why_cpu = why;
+        if (why.code == ERR_NOT_FOUND) /* whoever built with CUDA expects a card, but need not have one */
+            log_info(&log_site, "computing on the CPU: %s", why.message);
+        else
+            warn_of_cpu("computing", &why);
+    }
     return site_cpu_backend_new(site, site->pool, &site->backend, err);
 }
 
@@ -125,6 +130,7 @@ bool site_turn_to_cpu(struct site *site, const char *what, struct error *err)
         return false;
     backend_free(site->backend);
     site->backend = cpu;
+    site->why_cpu = *err;
     return true;
 }
 

@@ -28,12 +28,13 @@ struct site {
     int cuda_ordinal;
     bool automatic;          /* device.kind is auto: what does not fit the card is computed on the CPU */
     struct backend *backend; /* the training thread's */
+    struct error why_cpu;    /* why auto took the CPU for it in a build with CUDA; code 0: it did not */
 };
 
 /* device.kind auto takes the first card if there is one that this model can be used on, and otherwise the CPU, with the
- * reason in the log (at debug level where there is no driver or no card at all); cuda:N must be
- * there (ERR_CONFIG with the reason otherwise). ERR_CONFIG, ERR_INTEGRITY (a file is malformed; names the field),
- * ERR_RESOURCES. */
+ * reason in why_cpu and in the log: a warning; where there is no driver or no card at all, for information; in a build
+ * without CUDA, at level debug alone. cuda:N must be there (ERR_CONFIG with the reason otherwise). ERR_CONFIG,
+ * ERR_INTEGRITY (a file is malformed; names the field), ERR_RESOURCES. */
 int MUST_USE site_open(struct site *ret_site, const struct config *config, struct error *err);
 void site_release(struct site *site); /* accepts NULL and zeroed */
 

@@ -655,6 +655,11 @@ static int open_parts(struct cuda *c, struct error *err)
     return c->products ? 0 : ERR_RESOURCES;
 }
 
+bool backend_cuda_built(void)
+{
+    return true;
+}
+
 int backend_cuda_new(const struct backend_cuda_options *options, struct backend **ret_backend, struct error *err)
 {
     struct device_info info;

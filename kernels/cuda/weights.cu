@@ -36,7 +36,9 @@ int cuda_weights_fit(struct backend *be, size_t values, size_t given_bytes, stru
     if (given_bytes <= room)
         return 0;
     char want[MEGABYTES_SIZE], have[MEGABYTES_SIZE];
-    return error_set(err, ERR_RESOURCES, "the weights take %s, but %s has %s free for this process",
+    return error_set(err, ERR_RESOURCES,
+                     "the weights take %s, but %s has %s free for this process: raise device.memory_limit_mb if it is "
+                     "set, or set device.kind: cpu",
                      megabytes(want, given_bytes), be->name, megabytes(have, room));
 }
 

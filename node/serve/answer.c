@@ -28,6 +28,7 @@ struct answerer {
     struct token_list prompt;
     float *logits; /* (vocabulary) */
     int32_t context;
+    struct error why_cpu; /* of answer_on_cpu; code 0: it was not needed */
 };
 
 /* One run. */
@@ -73,6 +74,7 @@ static int answer_on_cpu(struct answerer *a, int rc, struct error *err)
 
     if (!site_falls_back(a->site, a->backend, "answering", err))
         return rc;
+    a->why_cpu = *err;
     a->cache = NULL;
     a->infer = NULL;
     a->backend = NULL;
@@ -128,6 +130,12 @@ void answerer_free(struct answerer *a)
     token_list_release(&a->prompt);
     free(a->logits);
     free(a);
+}
+
+const char *answerer_device(const struct answerer *a, const struct error **ret_why_cpu)
+{
+    *ret_why_cpu = &a->why_cpu;
+    return a->backend->name;
 }
 
 int32_t answerer_context(const struct answerer *a)
