@@ -55,8 +55,8 @@ int cuda_alloc(struct backend *be, size_t bytes, void **ret, struct error *err)
                          megabytes(want, bytes), megabytes(have, c->limit_bytes), be->name,
                          megabytes(used, c->used_bytes));
     if (device_alloc(bytes, &at) < 0)
-        return error_set(err, ERR_RESOURCES, "%s has no %s left (%s are free): " SHORT_OF_MEMORY, be->name,
-                         megabytes(want, bytes), megabytes(have, device_free_bytes()));
+        return error_set(err, ERR_RESOURCES, "%s is short of memory: %s are needed, %s are free: " SHORT_OF_MEMORY,
+                         be->name, megabytes(want, bytes), megabytes(have, device_free_bytes()));
     c->allocations[c->allocation_count].at = at;
     c->allocations[c->allocation_count++].bytes = bytes;
     c->used_bytes += bytes;
