@@ -344,6 +344,7 @@ struct backend_cuda_options {
     bool eager; /* record nothing: for debugging */
 };
 
+bool backend_cuda_built(void); /* whether this build can open a device at all */
 /* Opens a device. A message says in plain words why not: ERR_NOT_FOUND no build with CUDA, no driver or no such device;
  * ERR_CONFIG the card is too old; ERR_RESOURCES. Built without CUDA, it exists and always answers ERR_NOT_FOUND. */
 int MUST_USE backend_cuda_new(const struct backend_cuda_options *options, struct backend **ret_backend,

@@ -1,5 +1,6 @@
 #include "model/infer.h"
 
+#include "base/megabytes.h"
 #include "model/carve.h"
 #include "model/kv_cache.h"
 #include "model/layer.h"
@@ -125,9 +126,10 @@ static int take_memory(struct infer *f, struct error *err)
     if (c.overflow || arena_init(&f->host, c.host_bytes) < 0)
         return error_set(err, ERR_RESOURCES, "inference: no memory for %d rows; lower the rows of a pass",
                          f->options.rows_max);
+    char size[MEGABYTES_SIZE];
     int rc = be->ops->alloc(be, c.device_bytes, &f->device, err);
     if (rc < 0)
-        return error_prefix(err, "inference: %zu MB of activations; lower the rows of a pass", c.device_bytes >> 20);
+        return error_prefix(err, "inference, %s of activations", megabytes(size, c.device_bytes));
     c = (struct carver){.be = be, .device = f->device, .host = &f->host};
     carve_all(f, &c);
     return 0;

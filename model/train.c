@@ -1,5 +1,6 @@
 #include "model/train.h"
 
+#include "base/megabytes.h"
 #include "model/carve.h"
 #include "model/train_internal.h"
 
@@ -195,10 +196,11 @@ static int take_memory(struct train *t, const struct lora *lora, struct error *e
     if (c.overflow || arena_init(&t->host, c.host_bytes) < 0)
         return error_set(err, ERR_RESOURCES, "training: no memory for a batch of %d tokens; lower the batch's tokens",
                          t->options.tokens_max);
+    char size[MEGABYTES_SIZE];
     int rc = be->ops->alloc(be, c.device_bytes, &t->device, err);
     if (rc < 0)
-        return error_prefix(err, "training: %zu MB of activations for a batch of %d tokens; lower the batch's tokens",
-                            c.device_bytes >> 20, t->options.tokens_max);
+        return error_prefix(err, "training, %s of activations for a batch of %d tokens (device.batch_tokens)",
+                            megabytes(size, c.device_bytes), t->options.tokens_max);
     t->device_bytes = c.device_bytes;
     c = (struct carver){.be = be, .device = t->device, .host = &t->host};
     carve_all(t, &c, lora);

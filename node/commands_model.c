@@ -91,10 +91,14 @@ int command_eval(struct cli *cli, struct error *err)
         rc = adapter_import(adapter, &site.model.config, LORA_JOINT, &lora, err);
     else if (!base)
         rc = load_in_use(config, &site, &lora, &version, err);
-    options.backend = site.backend;
     options.records_max = (size_t)records;
-    if (rc == 0 &&
-        (rc = evaluate(&options, &site.model, site.tokenizer, base ? NULL : &lora, data, &result, err)) == 0) {
+    if (rc < 0)
+        goto out;
+    do {
+        options.backend = site.backend;
+        rc = evaluate(&options, &site.model, site.tokenizer, base ? NULL : &lora, data, &result, err);
+    } while (rc < 0 && site_turn_to_cpu(&site, "evaluating", err));
+    if (rc == 0) {
         progress_end(&progress);
         cli_print_object(cli, describe_result(&result,
                                               base      ? "base"
@@ -238,9 +242,7 @@ static int train_rounds(struct local_parts *p, const struct job_plan *plan, stru
 {
     struct local_run run = {.rounds = plan->rounds};
     struct trainer_progress progress = {train_progress, &run};
-    struct trainer_options options = {.backend = p->site.backend,
-                                      .threads = p->site.threads,
-                                      .tokens_max = site_batch_tokens(&p->site),
+    struct trainer_options options = {.threads = p->site.threads,
                                       .example_tokens_max = (int32_t)plan->train.max_len,
                                       .optimizer = p->local.optimizer,
                                       .decay = p->local.decay,
@@ -251,7 +253,11 @@ static int train_rounds(struct local_parts *p, const struct job_plan *plan, stru
     int rc;
 
     progress_init(&run.progress, &clock_system, 10000);
-    rc = trainer_new(&options, &p->site.model, &p->lora, p->data, &trainer, err);
+    do {
+        options.backend = p->site.backend;
+        options.tokens_max = site_batch_tokens(&p->site);
+        rc = trainer_new(&options, &p->site.model, &p->lora, p->data, &trainer, err);
+    } while (rc < 0 && site_turn_to_cpu(&p->site, "training", err));
     for (run.round = 1; rc == 0 && run.round <= run.rounds; run.round++) {
         uint32_t first_step = (uint32_t)(run.round - 1) * plan->train.local_steps;
         uint8_t released[HASH_SIZE];

@@ -201,6 +201,34 @@ static void add_check(json_t *rows, const char *what, int rc, const struct error
                                           rc == 0 ? good : err->message));
 }
 
+/* A row with the device that something is computed on, and why that is not the card that auto looked for. */
+static void add_device(json_t *rows, const char *what, const char *name, const struct error *why_cpu)
+{
+    char detail[BACKEND_NAME_SIZE + sizeof why_cpu->message + 32];
+
+    snprintf(detail, sizeof detail, "%s%s%s", name, why_cpu->code ? ", not the card: " : "",
+             why_cpu->code ? why_cpu->message : "");
+    add_check(rows, what, 0, why_cpu, detail);
+}
+
+/* Where a card is to answer: whether its memory does for that is known when it has been taken once. */
+static int check_answering(const struct site *site, const struct config *config, json_t *rows, struct error *err)
+{
+    struct answerer *answerer = NULL;
+    const struct error *why_cpu;
+    int rc = answerer_new(&answerer, site, (int32_t)config_int(config, "serve.context_tokens"), &random_system,
+                          &clock_system, err);
+
+    if (rc < 0) {
+        add_check(rows, "answering", rc, err, "");
+        return rc;
+    }
+    const char *name = answerer_device(answerer, &why_cpu);
+    add_device(rows, "answering", name, why_cpu);
+    answerer_free(answerer);
+    return 0;
+}
+
 static int check_data(const struct site *site, const struct config *config, char *detail, size_t size,
                       struct error *err)
 {
@@ -264,8 +292,15 @@ int command_preflight(struct cli *cli, struct error *err)
     add_check(rows, "identity and roster", rc, &e, config_string(config, "site"));
     worst = worst ? worst : rc;
     rc = site_open(&site, config, &e);
-    add_check(rows, "model", rc, &e, rc == 0 ? site.backend->name : "");
+    if (rc == 0)
+        add_device(rows, "model", site.backend->name, &site.why_cpu);
+    else
+        add_check(rows, "model", rc, &e, "");
     worst = worst ? worst : rc;
+    if (site.cuda && config_is_set(config, "serve.listen")) {
+        const int answering = check_answering(&site, config, rows, &e);
+        worst = worst ? worst : answering;
+    }
     if (rc == 0) {
         rc = check_data(&site, config, detail, sizeof detail, &e);
         add_check(rows, "data", rc, &e, detail);

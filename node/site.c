@@ -66,6 +66,11 @@ static int try_card(struct site *site, struct error *err)
     return rc;
 }
 
+static void warn_of_cpu(const char *what, const struct error *why)
+{
+    log_warn(&log_site, "%s on the CPU, not on the card: %s", what, why->message);
+}
+
 static int open_device(struct site *site, const struct config *config, struct error *err)
 {
     bool cuda, required;
@@ -74,6 +79,7 @@ static int open_device(struct site *site, const struct config *config, struct er
 
     if (rc < 0)
         return rc;
+    site->automatic = cuda && !required;
     if (cuda && try_card(site, &why) == 0) {
         site->cuda = true;
         log_info(&log_site, "computing on %s", site->backend->name);
@@ -81,24 +87,57 @@ static int open_device(struct site *site, const struct config *config, struct er
     }
     if (required)
         return config_fail(config, "device.kind", err, "%s", why.message);
-    if (cuda && why.code == ERR_NOT_FOUND) /* the usual case of a machine without a card */
+    if (cuda && !backend_cuda_built()) {
         log_debug(&log_site, "computing on the CPU: %s", why.message);
-    else if (cuda)
-        log_warn(&log_site, "computing on the CPU, not on the card: %s", why.message);
-    return backend_cpu_new(site->ops, site->pool, site->precision, &site->backend, err);
+    } else if (cuda) {
+        site->why_cpu = why;
+        if (why.code == ERR_NOT_FOUND) /* whoever built with CUDA expects a card, but need not have one */
+            log_info(&log_site, "computing on the CPU: %s", why.message);
+        else
+            warn_of_cpu("computing", &why);
+    }
+    return site_cpu_backend_new(site, site->pool, &site->backend, err);
 }
 
 int site_backend_new(const struct site *site, struct pool *pool, struct backend **ret_backend, struct error *err)
 {
     if (site->cuda)
         return cuda_backend(site, site->cuda_ordinal, ret_backend, err);
+    return site_cpu_backend_new(site, pool, ret_backend, err);
+}
+
+int site_cpu_backend_new(const struct site *site, struct pool *pool, struct backend **ret_backend, struct error *err)
+{
     return backend_cpu_new(site->ops, pool, site->precision, ret_backend, err);
+}
+
+/* Whoever takes memory is asked, rather than guessed at when the site is opened: how much a job takes is in its plan,
+ * the rest depends on the work memory of each kernel and on who else is on the card, and placing everything once only
+ * to try would double the time of every start. */
+bool site_falls_back(const struct site *site, const struct backend *backend, const char *what, const struct error *why)
+{
+    if (!site->automatic || !site->cuda || (backend && backend->host_memory) || why->code != ERR_RESOURCES)
+        return false;
+    warn_of_cpu(what, why);
+    return true;
+}
+
+bool site_turn_to_cpu(struct site *site, const char *what, struct error *err)
+{
+    struct backend *cpu = NULL;
+
+    if (!site_falls_back(site, site->backend, what, err) || site_cpu_backend_new(site, site->pool, &cpu, err) < 0)
+        return false;
+    backend_free(site->backend);
+    site->backend = cpu;
+    site->why_cpu = *err;
+    return true;
 }
 
 int32_t site_batch_tokens(const struct site *site)
 {
     const int64_t tokens = config_int(site->config, "device.batch_tokens");
-    return tokens > 0 ? (int32_t)tokens : site->cuda ? 16384 : 512;
+    return tokens > 0 ? (int32_t)tokens : site->backend->host_memory ? 512 : 16384;
 }
 
 int site_open(struct site *ret_site, const struct config *config, struct error *err)

@@ -4,6 +4,9 @@
 #define GRAPHS_MAX 24
 #define RECORD_TRIES 16     /* a pass that could not be recorded so often is run as it is */
 #define LEAST_CAPABILITY 80 /* bfloat16 products and asynchronous copies */
+#define SHORT_OF_MEMORY                                                                                                \
+    "raise device.memory_limit_mb if it is set, lower device.batch_tokens (training) or serve.context_tokens "         \
+    "(answering), or set device.kind: cpu"
 
 /* --- memory and errors ------------------------------------------------------------------------------------------- */
 
@@ -45,14 +48,15 @@ int cuda_alloc(struct backend *be, size_t bytes, void **ret, struct error *err)
         c->allocations = more;
         c->allocation_room = room;
     }
+    char want[MEGABYTES_SIZE], have[MEGABYTES_SIZE], used[MEGABYTES_SIZE];
     if (bytes > c->limit_bytes - c->used_bytes)
         return error_set(err, ERR_RESOURCES,
-                         "%zu MB do not fit the %zu MB that this process may take on %s (%zu MB are in use): lower "
-                         "device.batch_tokens, or raise device.memory_limit_mb if it is set",
-                         bytes >> 20, c->limit_bytes >> 20, be->name, c->used_bytes >> 20);
+                         "%s more do not fit the %s that this process may take on %s (%s are in use): " SHORT_OF_MEMORY,
+                         megabytes(want, bytes), megabytes(have, c->limit_bytes), be->name,
+                         megabytes(used, c->used_bytes));
     if (device_alloc(bytes, &at) < 0)
-        return error_set(err, ERR_RESOURCES, "%s has no %zu MB left (%zu MB free)", be->name, bytes >> 20,
-                         device_free_bytes() >> 20);
+        return error_set(err, ERR_RESOURCES, "%s is short of memory: %s are needed, %s are free: " SHORT_OF_MEMORY,
+                         be->name, megabytes(want, bytes), megabytes(have, device_free_bytes()));
     c->allocations[c->allocation_count].at = at;
     c->allocations[c->allocation_count++].bytes = bytes;
     c->used_bytes += bytes;
@@ -650,6 +654,11 @@ static int open_parts(struct cuda *c, struct error *err)
         return rc;
     c->products = products_new(c->base.element, c->options.tune, err);
     return c->products ? 0 : ERR_RESOURCES;
+}
+
+bool backend_cuda_built(void)
+{
+    return true;
 }
 
 int backend_cuda_new(const struct backend_cuda_options *options, struct backend **ret_backend, struct error *err)

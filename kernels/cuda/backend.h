@@ -3,6 +3,7 @@
 #ifndef KERNELS_CUDA_BACKEND_H
 #define KERNELS_CUDA_BACKEND_H
 
+#include "base/megabytes.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/internal.h"
 #include "kernels/cuda/product.h"

@@ -35,8 +35,11 @@ int cuda_weights_fit(struct backend *be, size_t values, size_t given_bytes, stru
         return 0;
     if (given_bytes <= room)
         return 0;
-    return error_set(err, ERR_RESOURCES, "the weights take %zu MB, but %s has %zu MB free for this process",
-                     given_bytes >> 20, be->name, room >> 20);
+    char want[MEGABYTES_SIZE], have[MEGABYTES_SIZE];
+    return error_set(err, ERR_RESOURCES,
+                     "the weights take %s, but %s has %s free for this process: raise device.memory_limit_mb if it is "
+                     "set, or set device.kind: cpu",
+                     megabytes(want, given_bytes), be->name, megabytes(have, room));
 }
 
 static int place_given(struct backend *be, const struct tensor *w, struct given_matrix *to, struct error *err)

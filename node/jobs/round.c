@@ -65,21 +65,19 @@ static int check_consent(const struct federation *f, const struct job_plan *plan
 
 static int make_trainer(struct federation *f, struct job_runtime *job, struct error *err)
 {
-    struct trainer_options options = {.backend = f->site->backend,
-                                      .threads = f->site->threads,
-                                      .tokens_max = site_batch_tokens(f->site),
+    struct trainer_options options = {.threads = f->site->threads,
                                       .example_tokens_max = (int32_t)job->plan.train.max_len,
                                       .optimizer = job->local.optimizer,
                                       .decay = job->local.decay,
                                       .alternating = job->adapter.alternating,
                                       .plan = job->local.dp};
+    int rc;
 
-    int rc = trainer_new(&options, &f->site->model, &job->lora, job->data, &job->trainer, err);
-    if (rc == 0 && trainer_one_by_one(job->trainer))
-        log_warn(&f->log,
-                 "%s gives a record's gradient other bits beside other records: each is computed alone, slower, "
-                 "so that the noise is what the plan says",
-                 f->site->backend->name);
+    do {
+        options.backend = f->site->backend;
+        options.tokens_max = site_batch_tokens(f->site);
+        rc = trainer_new(&options, &f->site->model, &job->lora, job->data, &job->trainer, err);
+    } while (rc < 0 && site_turn_to_cpu(f->site, "training", err));
     if (rc == 0)
         log_info(&f->log, "training on %s, %d tokens a micro-batch, checkpoint level %d", f->site->backend->name,
                  trainer_tokens_max(job->trainer), trainer_level(job->trainer));

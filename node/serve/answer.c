@@ -13,13 +13,14 @@
 #ifndef PROMPT_PIECE
 #define PROMPT_PIECE 32
 #endif
+#define PROMPT_PIECES_OF_CARD 4
 
 struct answerer {
     const struct site *site;
     const struct rng *rng;
     const struct clock *clock;
     struct pool *pool;
-    struct backend *backend; /* its own: answering and training are two threads */
+    struct backend *backend; /* its own: answering and training are two threads; infer and cache are on it */
     struct lora lora;        /* the factors of computed_with on the backend */
     struct infer *infer;
     struct kv_cache *cache;
@@ -28,6 +29,7 @@ struct answerer {
     struct token_list prompt;
     float *logits; /* (vocabulary) */
     int32_t context;
+    struct error why_cpu; /* of answer_on_cpu; code 0: it was not needed */
 };
 
 /* One run. */
@@ -41,6 +43,56 @@ struct run {
     struct token_stream stream;
     size_t emitted; /* bytes of answer->text given to request->piece */
 };
+
+/* A card reads the weights for a piece in the time that it takes to compute with them for some hundred rows. */
+static int32_t piece_of(const struct answerer *a)
+{
+    return a->backend->host_memory ? PROMPT_PIECE : PROMPT_PIECES_OF_CARD * PROMPT_PIECE;
+}
+
+/* On the backend. What is there after a failure is released by close_parts. */
+static int open_parts(struct answerer *a, struct error *err)
+{
+    const struct infer_options options = {.backend = a->backend,
+                                          .rows_max = piece_of(a),
+                                          .context_max = a->context,
+                                          .rank_max = LORA_RANK_MAX,
+                                          .answering = true};
+    int rc = infer_new(&options, &a->site->model, &a->infer, err);
+
+    return rc < 0 ? rc : kv_cache_new(a->backend, &a->site->model, a->context, &a->cache, err);
+}
+
+static void close_parts(struct answerer *a)
+{
+    kv_cache_free(a->cache);
+    infer_free(a->infer);
+    backend_free(a->backend);
+    a->cache = NULL;
+    a->infer = NULL;
+    a->backend = NULL;
+}
+
+/* After rc, a failure to take memory from the backend: 0, and everything is on the CPU, with nothing in the cache; or
+ * the failure, if it stands, and nothing has changed. The adapter's factors are not on the backend. */
+static int answer_on_cpu(struct answerer *a, int rc, struct error *err)
+{
+    struct answerer before = *a;
+
+    if (!site_falls_back(a->site, a->backend, "answering", err))
+        return rc;
+    a->why_cpu = *err;
+    a->cache = NULL;
+    a->infer = NULL;
+    a->backend = NULL;
+    if ((rc = site_cpu_backend_new(a->site, a->pool, &a->backend, err)) == 0 && (rc = open_parts(a, err)) == 0) {
+        close_parts(&before);
+        return 0;
+    }
+    close_parts(a);
+    *a = before;
+    return rc;
+}
 
 int answerer_new(struct answerer **ret_answerer, const struct site *site, int32_t context_tokens, const struct rng *rng,
                  const struct clock *clock, struct error *err)
@@ -56,16 +108,11 @@ int answerer_new(struct answerer **ret_answerer, const struct site *site, int32_
     a->clock = clock;
     a->context = context_tokens < m->context_length ? context_tokens : m->context_length;
     a->prompt.max = (size_t)a->context - 1; /* room for one token of an answer */
-    if ((rc = pool_new(site->threads, &a->pool, err)) < 0 ||
-        (rc = site_backend_new(site, a->pool, &a->backend, err)) < 0)
+    if ((rc = pool_new(site->threads, &a->pool, err)) < 0)
         goto out;
-    struct infer_options options = {.backend = a->backend,
-                                    .rows_max = PROMPT_PIECE,
-                                    .context_max = a->context,
-                                    .rank_max = LORA_RANK_MAX,
-                                    .answering = true};
-    if ((rc = infer_new(&options, &site->model, &a->infer, err)) < 0 ||
-        (rc = kv_cache_new(a->backend, &site->model, a->context, &a->cache, err)) < 0)
+    if ((rc = site_backend_new(site, a->pool, &a->backend, err)) == 0)
+        rc = open_parts(a, err);
+    if (rc < 0 && (rc = answer_on_cpu(a, rc, err)) < 0)
         goto out;
     a->logits = calloc((size_t)m->vocabulary, sizeof *a->logits);
     if (!a->logits) {
@@ -83,15 +130,19 @@ void answerer_free(struct answerer *a)
 {
     if (!a)
         return;
-    kv_cache_free(a->cache);
-    infer_free(a->infer);
     lora_unplace(&a->lora);
-    backend_free(a->backend);
+    close_parts(a);
     pool_free(a->pool);
     served_adapter_drop(a->computed_with);
     token_list_release(&a->prompt);
     free(a->logits);
     free(a);
+}
+
+const char *answerer_device(const struct answerer *a, const struct error **ret_why_cpu)
+{
+    *ret_why_cpu = &a->why_cpu;
+    return a->backend->name;
 }
 
 int32_t answerer_context(const struct answerer *a)
@@ -170,6 +221,8 @@ static int change_adapter(struct answerer *a, struct served_adapter *adapter, st
     if (!adapter)
         return 0;
     int rc = lora_place(&a->lora, &adapter->lora, a->backend, err);
+    if (rc < 0 && (rc = answer_on_cpu(a, rc, err)) == 0)
+        rc = lora_place(&a->lora, &adapter->lora, a->backend, err);
     if (rc < 0)
         return rc;
     a->computed_with = adapter;
@@ -183,7 +236,7 @@ static int32_t reuse(struct answerer *a)
     int32_t shared = kv_cache_common(a->cache, a->prompt.ids, (int32_t)a->prompt.count);
 
     shared = shared < a->reusable ? shared : a->reusable;
-    shared -= shared % PROMPT_PIECE;
+    shared -= shared % piece_of(a);
     kv_cache_truncate(a->cache, shared);
     a->reusable = shared;
     return shared;
@@ -200,16 +253,17 @@ static int compute_prompt(struct run *r, struct served_adapter *adapter, bool *r
     if (rc < 0)
         return rc;
     r->lora = adapter ? &a->lora : NULL;
+    const int32_t piece = piece_of(a);
     int32_t next = reuse(a);
     r->answer->reused_tokens = next;
     while ((going = proceed(r)) && next < count) {
-        int32_t n = count - next < PROMPT_PIECE ? count - next : PROMPT_PIECE;
+        int32_t n = count - next < piece ? count - next : piece;
         struct infer_extend item = {a->cache, a->prompt.ids + next, n};
         rc = infer_extend(a->infer, r->lora, &item, 1, err);
         if (rc < 0)
             return rc;
         next += n;
-        a->reusable = next - next % PROMPT_PIECE;
+        a->reusable = next - next % piece;
     }
     *ret_done = going;
     return 0;

@@ -80,6 +80,9 @@ int MUST_USE answerer_new(struct answerer **ret_answerer, const struct site *sit
                           const struct rng *rng, const struct clock *clock, struct error *err);
 void answerer_free(struct answerer *a); /* accepts NULL */
 
+/* What it computes on, as backend.h names it. ret_why_cpu: why device.kind auto took the CPU after having begun on a
+ * card; code 0: it did not. Both are the answerer's, until its next run. */
+const char *answerer_device(const struct answerer *a, const struct error **ret_why_cpu);
 int32_t answerer_context(const struct answerer *a); /* tokens, prompt and answer together */
 
 /* slot NULL: the base model. ERR_CONFIG: the conversation or a setting cannot be used (too long for the context, a

@@ -362,6 +362,8 @@ static void set_identity(struct serve *s)
 
 int serve_start(struct serve **ret_serve, const struct serve_options *options, struct error *err)
 {
+    const struct error *why_cpu;
+    char device[BACKEND_NAME_SIZE]; /* once the thread runs, the answerer is its own */
     struct serve *s;
     int rc = check_listen(options->config, err);
 
@@ -379,8 +381,10 @@ int serve_start(struct serve **ret_serve, const struct serve_options *options, s
     beat(s);
     rc = answerer_new(&s->answerer, options->site, (int32_t)config_int(options->config, "serve.context_tokens"),
                       options->rng, options->clock, err);
-    if (rc == 0)
+    if (rc == 0) {
+        snprintf(device, sizeof device, "%s", answerer_device(s->answerer, &why_cpu));
         rc = start_http(s, err);
+    }
     if (rc == 0 && pthread_create(&s->worker, NULL, work, s) != 0)
         rc = error_set(err, ERR_RESOURCES, "cannot start the answering thread");
     s->worker_started = rc == 0;
@@ -388,9 +392,9 @@ int serve_start(struct serve **ret_serve, const struct serve_options *options, s
         serve_stop(s);
         return rc;
     }
-    log_info(&log_serve, "answering at %s", http_address(s->http));
+    log_info(&log_serve, "answering at %s, on %s", http_address(s->http), device);
     journal_event(options->journal, "serve_started",
-                  json_pack("{s:s, s:s}", "address", http_address(s->http), "model", s->model));
+                  json_pack("{s:s, s:s, s:s}", "address", http_address(s->http), "model", s->model, "kernels", device));
     *ret_serve = s;
     return 0;
 }

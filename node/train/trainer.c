@@ -1,5 +1,6 @@
 #include "node/train/trainer.h"
 
+#include "base/log.h"
 #include "crypto/random.h"
 #include "model/placed.h"
 #include "node/train/batchmates.h"
@@ -9,6 +10,8 @@
 #include <string.h>
 
 #define EXAMPLES_PER_MICRO_BATCH 64
+
+static const struct log_context log_trainer = {.component = "trainer"};
 
 struct trainer {
     struct trainer_options options;
@@ -177,6 +180,11 @@ static int check_device_gradients(struct trainer *t, const struct model *model, 
     if (rc < 0 || (same && other))
         return rc;
     t->one_by_one = true;
+    log_warn(
+        &log_trainer,
+        "%s gives a record's gradient other bits beside other records: each is computed alone, which is slower, so "
+        "that the noise hides what the plan says",
+        t->be->name);
     train_free(t->train);
     t->train = NULL;
     batch_release(&t->batch);

@@ -1,11 +1,13 @@
 # Sourced by the end-to-end tests: federations of real processes on loopback, in a temporary folder that goes at the end.
 # shellcheck shell=bash
 #   CONSILIUM_TEST_BIN    folder of the programs;  CONSILIUM_TEST_MAKER  make_tiny_model
+#   CONSILIUM_TEST_NODE   another consilium-node than that folder's
 #   CONSILIUM_TEST_FORM=folder: the base model is a Hugging Face folder instead of a GGUF file
 #   CONSILIUM_TEST_KEEP=1 leaves the temporary folder behind
 set -euo pipefail
 
 bin=${CONSILIUM_TEST_BIN:?the folder of the programs}
+node_program=${CONSILIUM_TEST_NODE:-$bin/consilium-node}
 for tool in jq curl; do
     command -v $tool >/dev/null || { echo "skipped: $tool is missing" >&2; exit 77; }
 done
@@ -79,7 +81,7 @@ free_port() {
 }
 
 aggregator() { timeout 60 "$bin/consilium-aggregator" -c "$work/aggregator.yaml" "$@"; }
-node() { local site=$1; shift; timeout 60 "$bin/consilium-node" -c "$work/$site.yaml" "$@"; }
+node() { local site=$1; shift; timeout 60 "$node_program" -c "$work/$site.yaml" "$@"; }
 
 # $model: what model.path names, relative to the configurations
 case ${CONSILIUM_TEST_FORM:-gguf} in
@@ -168,7 +170,7 @@ enrol_all() { local site; for site in "${sites[@]}"; do enrol_site "$site" >/dev
 
 # write_job NAME ROUNDS [DP LINE]: every linear of both layers, so that the vector takes several chunks. lora_mode: ffa
 write_job() {
-    [ -f "$work/model.json" ] || "$bin/consilium-node" model describe "$work/$model" >"$work/model.json"
+    [ -f "$work/model.json" ] || "$node_program" model describe "$work/$model" >"$work/model.json"
     cat >"$work/$1.yaml" <<YAML
 version: 1
 job: $1
@@ -187,7 +189,7 @@ start_aggregator() {
     pid_of[aggregator]=$!
 }
 start_node() { # SITE [CRASH POINT]
-    CONSILIUM_CRASH_AT=${2:-} "$bin/consilium-node" -c "$work/$1.yaml" run 2>>"$work/$1.log" &
+    CONSILIUM_CRASH_AT=${2:-} "$node_program" -c "$work/$1.yaml" run 2>>"$work/$1.log" &
     pid_of[$1]=$!
 }
 start_nodes() { local site; for site in "${sites[@]}"; do start_node "$site"; done; }
@@ -200,7 +202,7 @@ supervise() {
         pid=''
         trap '[ -z "$pid" ] || kill "$pid"; wait; exit 0' TERM
         while :; do
-            CONSILIUM_CRASH_AT=${1:-} "$bin/consilium-node" -c "$work/$site.yaml" run 2>>"$work/$site.log" &
+            CONSILIUM_CRASH_AT=${1:-} "$node_program" -c "$work/$site.yaml" run 2>>"$work/$site.log" &
             pid=$!
             wait "$pid" && break
             echo "${1:-died by itself}" >>"$work/deaths-$site"

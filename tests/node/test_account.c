@@ -37,7 +37,7 @@ static int set_up(void **state)
 
     (void)state;
     tiny_site_open(&tiny, NULL, NULL);
-    config = tiny_site_config(&tiny, "  listen: \"unix:%s/socket\"\ndata:\n  path: %s/records.jsonl\n");
+    config = tiny_site_config(&tiny, "  listen: \"unix:%s/socket\"\ndata:\n  path: %s/records.jsonl\n", NULL);
     snprintf(data_path, sizeof data_path, "%s/records.jsonl", tiny.folder);
     node_path(config, "ledger.sqlite", ledger_path);
     write_records(6);

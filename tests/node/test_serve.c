@@ -287,7 +287,7 @@ static void test_too_long(void **state)
 
 static int try_start(struct serve_fixture *f, const char *serve, struct error *err)
 {
-    struct config *config = tiny_site_config(&f->tiny, serve);
+    struct config *config = tiny_site_config(&f->tiny, serve, NULL);
     struct serve_options options = {
         .site = &f->tiny.site, .slot = &f->slot, .config = config, .rng = &random_system, .clock = &clock_system};
     struct serve *serve_too = NULL;
@@ -312,7 +312,7 @@ static void test_listening(void **state)
     fixture_refused(try_start(f, "  listen: 0.0.0.0:0\n  token_file: %s/token\n", &err), &err, ERR_CONFIG, "loopback",
                     NULL);
 
-    struct config *config = tiny_site_config(&f->tiny, "  listen: 127.0.0.1:0\n  token_file: %s/token\n");
+    struct config *config = tiny_site_config(&f->tiny, "  listen: 127.0.0.1:0\n  token_file: %s/token\n", NULL);
     serve_fixture_start(f, &(struct serve_options){.config = config});
     snprintf(again, sizeof again, "  listen: %s\n  token_file: %s/token\n", f->address + strlen("http://"),
              f->tiny.folder);

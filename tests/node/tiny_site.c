@@ -243,29 +243,31 @@ void tiny_site_write_folder(const char *path, enum tensor_type type)
 
 /* --- a site over one of them ------------------------------------------------------------------------------------ */
 
-static struct config *parse(const char *folder, const char *model, const char *serve)
+static struct config *parse(const char *folder, const char *model, const char *serve, const char *device)
 {
     struct config *config;
     struct error err = {0};
     char text[2048], under[512] = "";
-    /* A real model's answers must not hang on which instructions this CPU has. */
-    const char *precision = strncmp(model, folder, strlen(folder)) == 0 ? "bf16" : "f32";
 
+    /* A real model's answers must not hang on which instructions this CPU has. */
+    if (!device)
+        device = strncmp(model, folder, strlen(folder)) == 0 ? "  kind: cpu\n  precision: bf16\n"
+                                                             : "  kind: cpu\n  precision: f32\n";
     if (serve)
         snprintf(under, sizeof under, serve, folder, folder);
     snprintf(text, sizeof text,
              "version: 1\nsite: clinic-a\nstate: %s\naggregator:\n  url: tcp://127.0.0.1:1\n  federation: test\n"
-             "model:\n  path: %s\ndevice:\n  kind: cpu\n  precision: %s\n%s%s",
-             folder, model, precision, serve ? "serve:\n" : "", under);
+             "model:\n  path: %s\ndevice:\n%s%s%s",
+             folder, model, device, serve ? "serve:\n" : "", under);
     if (config_parse(&config, &node_schema, span_str(text), "node.yaml", folder, &err) < 0 ||
         config_finish(config, &err) < 0)
         fail_msg("%s", err.message);
     return config;
 }
 
-struct config *tiny_site_config(const struct tiny_site *t, const char *serve)
+struct config *tiny_site_config(const struct tiny_site *t, const char *serve, const char *device)
 {
-    return parse(t->folder, config_path(t->config, "model.path"), serve);
+    return parse(t->folder, config_path(t->config, "model.path"), serve, device);
 }
 
 void tiny_site_open(struct tiny_site *t, const char *serve, const char *model)
@@ -282,7 +284,7 @@ void tiny_site_open(struct tiny_site *t, const char *serve, const char *model)
         tiny_site_write_folder(path, TENSOR_F32);
     else if (!model)
         tiny_site_write_model(path, TENSOR_F32);
-    t->config = parse(t->folder, model ? model : path, serve);
+    t->config = parse(t->folder, model ? model : path, serve, NULL);
     if (site_open(&t->site, t->config, &err) < 0)
         fail_msg("%s", err.message);
 }

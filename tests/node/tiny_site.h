@@ -21,8 +21,8 @@ struct tiny_site {
  * CONSILIUM_TEST_FORM is "folder". Fails the test on any error. */
 void tiny_site_open(struct tiny_site *t, const char *serve, const char *model);
 void tiny_site_release(struct tiny_site *t);
-/* Another configuration for the same site. Caller: config_free. */
-struct config *tiny_site_config(const struct tiny_site *t, const char *serve);
+/* Another configuration for the same site; device: lines under "device:", NULL: the CPU. Caller: config_free. */
+struct config *tiny_site_config(const struct tiny_site *t, const char *serve, const char *device);
 
 /* The tiny model alone, as a GGUF file or as a folder with two shards. type: of the matrices, F32 or BF16; the weights
  * of BF16 are those of F32 cut off. */

@@ -81,8 +81,9 @@ int device_capability(void)
 
 int device_open(int ordinal, struct device_info *ret_info, struct error *err)
 {
-    if (ordinal != 0)
-        return error_set(err, ERR_NOT_FOUND, "no CUDA device %d: the shim has device 0 only", ordinal);
+    const char *devices = getenv("CONSILIUM_SHIM_DEVICES");
+    if (ordinal != 0 || (devices && strcmp(devices, "0") == 0))
+        return error_set(err, ERR_NOT_FOUND, "no CUDA device %d: the shim has device 0 at most", ordinal);
     std::lock_guard<std::mutex> guard(lock);
     struct device_info info = {};
     memcpy(info.name, "shim", sizeof "shim");

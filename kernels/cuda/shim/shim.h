@@ -152,10 +152,11 @@ static inline void shim_launch(const char *name, void (*kernel)(P...), struct di
 
 /* --- device_host.cpp: for tests ---------------------------------------------------------------------------------- */
 
-/* Device memory is CONSILIUM_SHIM_MEMORY_BYTES (default 64 GiB); looked up at every allocation. */
+/* There are CONSILIUM_SHIM_DEVICES devices, 0 or 1 (the default). Their memory is CONSILIUM_SHIM_MEMORY_BYTES (default
+ * 64 GiB); looked up at every allocation. */
 size_t shim_live_allocations(void); /* of device_alloc, pinned memory and streams */
-size_t shim_live_bytes(void);       /* of device_alloc */
 extern "C" {                        /* also for tests in C */
+size_t shim_live_bytes(void);       /* of device_alloc */
 void shim_fail_next_sync(int code); /* the next device_sync returns this ERR_ code */
 /* The calling thread's launch after `others` more fails, and then so many again, until `times` have. */
 void shim_fail_launches(int others, int times);
