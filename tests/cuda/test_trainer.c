@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #define SEED "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+#define EXAMPLE_TOKENS 64 /* the longest record has 52 */
 #define TEXT "layers=0-1;targets=q,v,down;rank=4;alpha=16;scaling=rank;mode=ffa;seed=" SEED
 
 #ifdef CUDA_SHIM
@@ -43,7 +44,7 @@ static struct backend *card(size_t limit)
 static struct dataset *records(size_t count)
 {
     struct dataset_options options = {
-        .tokenizer = tiny.site.tokenizer, .chat = {.system = CHAT_SYSTEM_NONE}, .tokens_max = 128};
+        .tokenizer = tiny.site.tokenizer, .chat = {.system = CHAT_SYSTEM_NONE}, .tokens_max = EXAMPLE_TOKENS};
     struct dataset *set;
     struct error err = {0};
     struct buffer text;
@@ -92,7 +93,7 @@ static struct trainer_options private_options(struct backend *backend, const str
     return (struct trainer_options){.backend = backend,
                                     .threads = 2,
                                     .tokens_max = tokens_max,
-                                    .example_tokens_max = 128,
+                                    .example_tokens_max = EXAMPLE_TOKENS,
                                     .optimizer = {.kind = OPTIMIZER_SGD, .lr = 1},
                                     .plan = {.mode = DP_RECORD,
                                              .neighbour = DP_ADD_REMOVE,
@@ -161,9 +162,9 @@ static void a_private_round_is_the_cpus(void **state)
     struct backend *cpu, *cuda = card(0);
     (void)state;
     assert_int_equal(backend_cpu_new(tiny.site.ops, tiny.site.pool, KERNEL_F32, &cpu, &err), 0);
-    assert_int_equal(train_on(cpu, 256, &want, &tokens, &err), 0);
-    assert_int_equal(train_on(cuda, 256, &got, &tokens, &err), 0);
-    assert_int_equal(tokens, 256);
+    assert_int_equal(train_on(cpu, 128, &want, &tokens, &err), 0);
+    assert_int_equal(train_on(cuda, 128, &got, &tokens, &err), 0);
+    assert_int_equal(tokens, 128);
     if (!(distance(&got, &want) < 1e-3))
         fail_msg("the rounds are %g apart", distance(&got, &want));
     lora_release(&want);
@@ -178,7 +179,7 @@ static void factors_take_turns(void **state)
     struct error err = {0};
     struct backend *cuda = card(0), *other = card(0);
     struct lora turns = fresh_lora();
-    struct trainer_options options = private_options(cuda, &turns, 160);
+    struct trainer_options options = private_options(cuda, &turns, 128);
     struct trainer *t = NULL;
     (void)state;
     assert_true(turns.frozen_count != turns.trained_count);
@@ -193,7 +194,7 @@ static void factors_take_turns(void **state)
             lora_exchange(&alone);
         memcpy(alone.trained, turns.trained, turns.trained_count * sizeof *turns.trained);
         memcpy(alone.frozen, turns.frozen, turns.frozen_count * sizeof *turns.frozen);
-        options = private_options(other, &alone, 160);
+        options = private_options(other, &alone, 128);
         assert_int_equal(trainer_new(&options, &tiny.site.model, &alone, data, &fresh, &err), 0);
         assert_int_equal(round_of(fresh, &alone, NULL, &err), 0);
         assert_int_equal(round_of(t, &turns, NULL, &err), 0);
@@ -254,13 +255,13 @@ static void a_stopped_step_leaves_nothing(void **state)
     struct error err = {0};
     struct backend *cuda = card(0);
     struct lora want, lora = fresh_lora();
-    const struct trainer_options options = private_options(cuda, &lora, 256);
+    const struct trainer_options options = private_options(cuda, &lora, 128);
     struct trainer *t = NULL;
     int calls = 0;
     int32_t tokens;
     const struct trainer_progress progress = {stop_at_once, &calls};
     (void)state;
-    assert_int_equal(train_on(cuda, 256, &want, &tokens, &err), 0);
+    assert_int_equal(train_on(cuda, 128, &want, &tokens, &err), 0);
     assert_int_equal(trainer_new(&options, &tiny.site.model, &lora, data, &t, &err), 0);
     assert_int_equal(round_of(t, &lora, &progress, &err), ERR_AGAIN);
     assert_int_equal(calls, 1);
@@ -287,17 +288,17 @@ static void records_are_kept_apart_where_batchmates_matter(void **state)
     struct lora want;
     int32_t tokens;
     (void)state;
-    assert_int_equal(train_on(cuda, 256, &want, &tokens, &err), 0);
+    assert_int_equal(train_on(cuda, 128, &want, &tokens, &err), 0);
     for (int apart = 0; apart < 2; apart++) {
         for (int alternating = 0; alternating <= apart; alternating++) {
             struct lora lora = fresh_lora();
-            struct trainer_options options = private_options(cuda, &lora, 256);
+            struct trainer_options options = private_options(cuda, &lora, 128);
             struct trainer *t = NULL;
             options.alternating = alternating;
-            shim_products_backwards(apart ? 150 : 0);
+            shim_products_backwards(apart ? 100 : 0);
             assert_int_equal(trainer_new(&options, &tiny.site.model, &lora, data, &t, &err), 0);
             assert_int_equal(trainer_one_by_one(t), apart);
-            assert_int_equal(trainer_tokens_max(t), apart ? 128 : 256);
+            assert_int_equal(trainer_tokens_max(t), apart ? EXAMPLE_TOKENS : 128);
             assert_int_equal(round_of(t, &lora, NULL, &err), 0);
             assert_memory_equal(lora.trained, want.trained, want.trained_count * sizeof *want.trained);
             trainer_free(t);
@@ -305,7 +306,7 @@ static void records_are_kept_apart_where_batchmates_matter(void **state)
         }
     }
     struct lora lora = fresh_lora(); /* without DP nothing depends on it */
-    struct trainer_options options = private_options(cuda, &lora, 256);
+    struct trainer_options options = private_options(cuda, &lora, 128);
     struct trainer *t = NULL;
     options.plan.mode = DP_NONE;
     assert_int_equal(trainer_new(&options, &tiny.site.model, &lora, data, &t, &err), 0);
@@ -334,13 +335,13 @@ static void a_failing_device_fails_the_round(void **state)
     struct error err = {0};
     struct backend *cuda = card(0);
     struct lora want, lora = fresh_lora(), untouched = fresh_lora();
-    const struct trainer_options options = private_options(cuda, &lora, 256);
+    const struct trainer_options options = private_options(cuda, &lora, 128);
     const struct trainer_progress progress = {fail_in_step_two, NULL};
     const size_t bytes = lora.trained_count * sizeof *lora.trained;
     struct trainer *t = NULL;
     int32_t tokens;
     (void)state;
-    assert_int_equal(train_on(cuda, 256, &want, &tokens, &err), 0);
+    assert_int_equal(train_on(cuda, 128, &want, &tokens, &err), 0);
     assert_int_equal(trainer_new(&options, &tiny.site.model, &lora, data, &t, &err), 0);
     assert_int_equal(round_of(t, &lora, &progress, &err), ERR_FAILED);
     assert_memory_equal(lora.trained, untouched.trained, bytes);
