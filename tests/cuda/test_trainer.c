@@ -179,7 +179,7 @@ static void factors_take_turns(void **state)
     struct error err = {0};
     struct backend *cuda = card(0), *other = card(0);
     struct lora turns = fresh_lora();
-    struct trainer_options options = private_options(cuda, &turns, 128);
+    struct trainer_options options = private_options(cuda, &turns, EXAMPLE_TOKENS);
     struct trainer *t = NULL;
     (void)state;
     assert_true(turns.frozen_count != turns.trained_count);
@@ -194,7 +194,7 @@ static void factors_take_turns(void **state)
             lora_exchange(&alone);
         memcpy(alone.trained, turns.trained, turns.trained_count * sizeof *turns.trained);
         memcpy(alone.frozen, turns.frozen, turns.frozen_count * sizeof *turns.frozen);
-        options = private_options(other, &alone, 128);
+        options = private_options(other, &alone, EXAMPLE_TOKENS);
         assert_int_equal(trainer_new(&options, &tiny.site.model, &alone, data, &fresh, &err), 0);
         assert_int_equal(round_of(fresh, &alone, NULL, &err), 0);
         assert_int_equal(round_of(t, &turns, NULL, &err), 0);
