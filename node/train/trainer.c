@@ -220,11 +220,6 @@ int32_t trainer_tokens_max(const struct trainer *t)
     return t->options.tokens_max;
 }
 
-bool trainer_one_by_one(const struct trainer *t)
-{
-    return t->one_by_one;
-}
-
 int trainer_level(const struct trainer *t)
 {
     return train_level(t->train);

@@ -37,7 +37,10 @@ struct trainer_options {
 
 struct trainer;
 
-/* model, data and lora, which gives the shape, must outlive it. ERR_CONFIG; ERR_RESOURCES: not even a micro-batch of
+/* Under DP a device is asked whether it draws the CPU's noise (ERR_BUG if not) and whether others in its micro-batch
+ * change an example's gradient (batchmates.h): then each is computed alone, and a warning says so.
+ *
+ * model, data and lora, which gives the shape, must outlive it. ERR_CONFIG; ERR_RESOURCES: not even a micro-batch of
  * the longest example fits. */
 int MUST_USE trainer_new(const struct trainer_options *options, const struct model *model, const struct lora *lora,
                          const struct dataset *data, struct trainer **ret_trainer, struct error *err);
@@ -52,9 +55,6 @@ struct trainer_progress {
 
 int32_t trainer_tokens_max(const struct trainer *t); /* the micro-batch that fitted */
 int trainer_level(const struct trainer *t);          /* and its checkpoint level (model/train.h) */
-/* Whether each example is computed alone, because under DP others would change its gradient's bits on this device: it
- * was asked before the first round (batchmates.h). */
-bool trainer_one_by_one(const struct trainer *t);
 
 /* Trains lora->trained in place from its present values; the optimizer starts anew. lora has the shape that trainer_new
  * was given (asserted), with its factors exchanged or not if options.alternating. first_step: steps of the job done in

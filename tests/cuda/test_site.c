@@ -14,6 +14,8 @@
 #define SEED "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
 #define LORA "layers=0-1;targets=q,v;rank=4;alpha=16;scaling=rank;mode=ffa;seed=" SEED
 #define CONTEXT 2048
+#define SENTENCE "a cough, and a question that goes on for longer than one piece of a prompt does; "
+#define LONGER_THAN_A_PIECE SENTENCE SENTENCE SENTENCE /* on a card: 128 tokens */
 
 size_t shim_live_bytes(void); /* kernels/cuda/shim/shim.h, which is C++ */
 
@@ -172,7 +174,7 @@ static int answerer_of(const struct site *site, struct answerer **ret, struct er
 /* The greedy answer. Caller: free; NULL: err says why. */
 static char *answer_of(struct answerer *a, struct slot *slot, struct error *err)
 {
-    const struct chat_message message = {CHAT_USER, span_str("a cough, and a question longer than one piece of it")};
+    const struct chat_message message = {CHAT_USER, span_str(LONGER_THAN_A_PIECE)};
     const struct answer_request request = {.messages = &message, .message_count = 1, .tokens_max = 12};
     struct answer answer;
     if (answerer_run(a, slot, &request, &answer, err) < 0)
@@ -182,6 +184,7 @@ static char *answer_of(struct answerer *a, struct slot *slot, struct error *err)
     memcpy(text, answer.text.data, answer.text.len);
     text[answer.text.len] = '\0';
     assert_int_equal(answer.answer_tokens, 12);
+    assert_true(answer.prompt_tokens > 128);
     answer_release(&answer);
     return text;
 }

@@ -297,7 +297,6 @@ static void records_are_kept_apart_where_batchmates_matter(void **state)
             options.alternating = alternating;
             shim_products_backwards(apart ? 100 : 0);
             assert_int_equal(trainer_new(&options, &tiny.site.model, &lora, data, &t, &err), 0);
-            assert_int_equal(trainer_one_by_one(t), apart);
             assert_int_equal(trainer_tokens_max(t), apart ? EXAMPLE_TOKENS : 128);
             assert_int_equal(round_of(t, &lora, NULL, &err), 0);
             assert_memory_equal(lora.trained, want.trained, want.trained_count * sizeof *want.trained);
@@ -310,7 +309,7 @@ static void records_are_kept_apart_where_batchmates_matter(void **state)
     struct trainer *t = NULL;
     options.plan.mode = DP_NONE;
     assert_int_equal(trainer_new(&options, &tiny.site.model, &lora, data, &t, &err), 0);
-    assert_false(trainer_one_by_one(t));
+    assert_int_equal(trainer_tokens_max(t), 128);
     trainer_free(t);
     lora_release(&lora);
     shim_products_backwards(0);
@@ -355,6 +354,33 @@ static void a_failing_device_fails_the_round(void **state)
 }
 #endif
 
+#ifdef CUDA_SHIM
+void shim_fail_launches(int others, int times);
+
+/* What is asked of the device before a job fails with it, and leaves nothing behind. */
+static void a_failing_device_fails_the_trainer(void **state)
+{
+    struct error err = {0};
+    struct backend *cuda = card(0);
+    struct lora lora = fresh_lora();
+    const struct trainer_options options = private_options(cuda, &lora, 128);
+    struct trainer *t = NULL;
+    (void)state;
+    /* While noise is compared, and then the first two batches of gradients; the third is a recorded pass, in which a
+     * failure is done anew. */
+    for (int others = 0; others <= 140; others += 35) {
+        shim_fail_launches(others, 1);
+        assert_int_equal(trainer_new(&options, &tiny.site.model, &lora, data, &t, &err), ERR_FAILED);
+        assert_null(t);
+        shim_fail_launches(0, 0);
+    }
+    assert_int_equal(trainer_new(&options, &tiny.site.model, &lora, data, &t, &err), 0);
+    trainer_free(t);
+    lora_release(&lora);
+    backend_free(cuda); /* asserts that nothing is left on it */
+}
+#endif
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -365,6 +391,7 @@ int main(void)
 #ifdef CUDA_SHIM
         cmocka_unit_test(records_are_kept_apart_where_batchmates_matter),
         cmocka_unit_test(a_failing_device_fails_the_round),
+        cmocka_unit_test(a_failing_device_fails_the_trainer),
 #endif
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
